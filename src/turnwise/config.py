@@ -1,0 +1,259 @@
+"""Recipes: one YAML file, typed. Every field's docstring is its help; an unknown key names the nearest one.
+
+turnwise run recipes/quickstart.yaml --dry-run          # the recipe, resolved
+turnwise run recipes/quickstart.yaml rl.steps=10        # one key changed
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and closed to keys that it does not know."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
+    )
+
+
+class LoraConfig(Section):
+    """Train low-rank adapters in place of all weights."""
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+
+
+class ScratchConfig(Section):
+    """A tiny Qwen3-architecture model made from nothing, with a tokenizer fitted to the environments' own text."""
+
+    hidden_size: int = 128
+    layers: int = 3
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 32
+    ffn_size: int = 384
+    vocab_size: int = 432
+    """At most; the tokenizer may need fewer."""
+    initializer_range: float = 0.08
+    episodes: int = Field(200, ge=1)
+    """Teacher episodes per environment to fit the tokenizer on."""
+
+
+class ModelConfig(Section):
+    """The policy's model: any Hugging Face name or directory, or one made from scratch."""
+
+    name: str | None = None
+    """Hub name or directory; excludes ``scratch``."""
+    revision: str | None = None
+    scratch: ScratchConfig | None = None
+    """Make a tiny model instead; excludes ``name``."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Compute type; float32 on CPU and bfloat16 on GPU where it is not set. Master weights are always float32."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """The learner's attention."""
+    chat_template: str | None = None
+    """Path of a Jinja file used in place of the tokenizer's own template."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Handed to the template at every rendering: ``enable_thinking: false``."""
+    dialect: str | None = None
+    """How tool calls are written (``hermes``); found from the template where it is not set."""
+    lora: LoraConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelConfig:
+        if (self.name is None) == (self.scratch is None):
+            raise ValueError("set exactly one of model.name and model.scratch")
+        return self
+
+
+class LimitsConfig(Section):
+    """What ends an episode; a key that is not set leaves the environment's own limit."""
+
+    max_turns: int | None = Field(None, ge=1)
+    max_tool_calls: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_context: int | None = Field(None, ge=2)
+    seconds: float | None = Field(None, gt=0)
+    call_seconds: float | None = Field(None, gt=0)
+    max_observation: int | None = Field(None, ge=1)
+
+
+class EnvConfig(Section):
+    """One environment of the run."""
+
+    env: str | None = None
+    """``catch``, ``reasoning_gym:chain_sum``, ``pkg.module:Class`` or ``path.py:Class``; the key's own name if not set."""
+    args: dict[str, Any] = {}
+    """Keyword arguments of the environment."""
+    limits: LimitsConfig = LimitsConfig()
+    rewards: dict[str, float] = {}
+    """Reward functions as ``pkg.module:function`` with their weights, added to the environment's own reward."""
+    reward_weight: float = 1.0
+    """Weight of the environment's own reward."""
+    max_excluded: float = Field(0.5, ge=0, le=1)
+    """Stop the run when a larger share of this environment's episodes fails."""
+
+
+class SamplingConfig(Section):
+    """How the policy's tokens are drawn."""
+
+    max_tokens: int = Field(512, ge=1)
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    min_p: float = Field(0.0, ge=0, le=1)
+
+
+class EngineConfig(Section):
+    """The embedded engine."""
+
+    kv_tokens: int | None = Field(None, ge=1)
+    """KV budget in tokens over all sessions; what does not fit queues. ``max_sequences`` full contexts if not set."""
+    max_sequences: int = Field(64, ge=1)
+    """Sequences that decode at once."""
+    max_context: int | None = Field(None, ge=2)
+    """Longest context in tokens; the model's own where it is not set (at most 4,096)."""
+    prefill_tokens: int = Field(2048, ge=1)
+    """Prompt tokens per step, so that a long prompt does not hold up everyone's next token."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    device: str | None = None
+
+
+class OptimizerConfig(Section):
+    """How gradients move weights."""
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    """``muon`` applies to matrices; embeddings, norms and the head stay with AdamW."""
+    lr: float = Field(1e-6, gt=0)
+    muon_lr: float = Field(0.02, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up; linear and cosine go down to zero at the stage's last update."""
+    warmup_steps: int = Field(0, ge=0)
+
+
+class BatchConfig(Section):
+    """How samples become micro-batches; changes speed and memory, never the update."""
+
+    row_tokens: int = Field(1024, ge=8)
+    """Length of a packed row; a longer sample gets a row of its own length."""
+    micro_tokens: int = Field(8192, ge=8)
+    """Tokens per forward and backward."""
+    logprob_chunk: int = Field(2048, ge=1)
+    """Tokens whose logits exist at one time."""
+    gradient_checkpointing: bool = False
+
+
+class CollectConfig(Section):
+    """Play episodes to learn from."""
+
+    policy: Literal["teacher", "engine"] | str = "teacher"
+    """``teacher``, ``engine`` (the current model), or ``endpoint:URL#model``."""
+    episodes: dict[str, int]
+    """How many for each environment."""
+    keep: dict[str, float] | float | None = None
+    """Keep episodes with at least this reward, over all environments or for each; all where it is not set."""
+    concurrency: int = Field(64, ge=1)
+
+
+class SftConfig(Section):
+    """Supervised learning on recorded trajectories."""
+
+    steps: int = Field(ge=1)
+    batch: dict[str, int]
+    """Trajectories of each environment per update."""
+    weighting: Literal["token", "sample", "env"] = "token"
+    """What counts equally in an update's mean: each token, each trajectory, or each environment."""
+    sources: list[str] = []
+    """More trajectory files (or run directories) to learn from, beside what ``collect`` kept."""
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, schedule="linear")
+    rows: BatchConfig = BatchConfig()
+    checkpoint_every: int = Field(100, ge=1)
+
+
+class RlConfig(Section):
+    """Online reinforcement learning."""
+
+    steps: int = Field(ge=1)
+    groups: dict[str, int]
+    """Groups of each environment per step."""
+    group_size: int = Field(8, ge=2)
+    advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
+    loss: Literal["ppo", "dapo", "reinforce"] = "ppo"
+    clip_low: float = Field(0.2, gt=0)
+    clip_high: float = Field(0.2, gt=0)
+    kl: float = Field(0.0, ge=0)
+    """Weight of the KL divergence to the model that RL started from."""
+    normalise: Literal["token", "sequence", "constant"] = "token"
+    """token: mean over the step's tokens; sequence: mean of each trajectory's mean; constant: sum over ``max_tokens``."""
+    normalise_by_env: bool = False
+    """Do so for each environment apart and give each the same weight."""
+    minibatches: int = Field(1, ge=1)
+    """Updates per step, each on its share of the step's groups."""
+    epochs: int = Field(1, ge=1)
+    """Passes over the step's samples."""
+    staleness: int = Field(0, ge=0)
+    """How many versions old a sample may be when it is learned from; 0 is synchronous."""
+    concurrency: int = Field(256, ge=1)
+    """Episodes in flight."""
+    sampling: SamplingConfig = SamplingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    rows: BatchConfig = BatchConfig()
+    max_failures: int = Field(64, ge=1)
+    """Episodes in a row that may fail, with none succeeding, before the run stops."""
+    checkpoint_every: int = Field(10, ge=1)
+    control: Literal["shuffled_rewards"] | None = None
+    """A control run: rewards are shuffled over the step's trajectories, so there is nothing to learn."""
+
+
+class EvaluateConfig(Section):
+    """Play held-out tasks."""
+
+    tasks: dict[str, int]
+    """Held-out tasks of each environment."""
+    seeds: int = Field(1, ge=1)
+    """Episodes of each task; pass@k is over these."""
+    split: str = "test"
+    greedy: bool = True
+    """Play each task once more at temperature 0."""
+    stages: list[Literal["untrained", "sft", "rl"]] = ["untrained", "sft", "rl"]
+    """Which checkpoints to play; those that the run does not make are left out."""
+    sampling: SamplingConfig = SamplingConfig()
+    concurrency: int = Field(256, ge=1)
+    bootstrap: int = Field(2000, ge=100)
+    """Resamples for the intervals."""
+    baselines: bool = True
+    """Play the random and the constant-answer baselines of environments that have them."""
+
+
+class HubConfig(Section):
+    """Upload the final model."""
+
+    repo: str
+    private: bool = True
+
+
+class Recipe(Section):
+    """A whole run. Stages that are not given are left out."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """The run's directory is ``runs/<name>``."""
+    seed: int = 0
+    threads: int | None = Field(None, ge=1)
+    """Threads for tensor work on CPU; torch's own choice where it is not set."""
+    model: ModelConfig
+    environments: dict[str, EnvConfig] = Field(min_length=1)
+    """By name; a task row is routed by this name."""
+    engine: EngineConfig = EngineConfig()
+    collect: CollectConfig | None = None
+    sft: SftConfig | None = None
+    rl: RlConfig | None = None
+    evaluate: EvaluateConfig | None = None
+    push_to_hub: HubConfig | None = None

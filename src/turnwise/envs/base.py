@@ -1,0 +1,111 @@
+"""`Env` and `@tool`: everything that an author of an environment has to know.
+
+    class Shopping(Env):
+        max_turns = 5
+
+        def tasks(self, split):
+            return [{"item": "tea", "price": 3}, {"item": "jam", "price": 4}]
+
+        def reset(self, task):
+            self.task = task
+            return f"What does {task['item']} cost? Look it up, then answer with the number alone."
+
+        @tool
+        def price(self, item: str) -> int:
+            "Look up the price of an item."
+            return {"tea": 3, "jam": 4}[item]
+
+        def step(self, reply):
+            return Step(reward=float(reply.strip() == str(self.task["price"])), terminated=True)
+
+Play it by hand with ``turnwise env play path.py:Shopping``, check it with ``turnwise env check path.py:Shopping``.
+Every method may be ``async``. How they are run, timed and isolated is `turnwise.envs.session`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeVar, overload
+
+from turnwise.types import Content, Message, Step, Task
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+TOOL_MARK = "__turnwise_tool__"
+"""Attribute that `tool` sets on a method: the name under which the model calls it."""
+
+
+@overload
+def tool(method: F, /) -> F: ...
+@overload
+def tool(*, name: str) -> Callable[[F], F]: ...
+def tool(method: F | None = None, /, *, name: str | None = None) -> F | Callable[[F], F]:
+    """Mark a method as a tool. Its schema comes from the signature and the docstring.
+
+    Parameters need type hints; the docstring's first paragraph describes the tool and a Google-style ``Args:``
+    section, where there is one, its parameters. The tool returns text, JSON values, content blocks, or a `Step`
+    to pay or to end. What it raises is told to the model.
+
+    Args:
+        method: The method, when used as ``@tool``.
+        name: Another name for the model to call it by, when used as ``@tool(name="…")``.
+    """
+
+    def mark(method: F) -> F:
+        setattr(method, TOOL_MARK, name or method.__name__)
+        return method
+
+    return mark if method is None else mark(method)
+
+
+class Env:
+    """One environment, and one live episode of it at a time.
+
+    Only `reset` is required, along with one of: tools, `step`, `reward`. An instance may be reset again for
+    another episode; nothing but what `reset` sets should survive.
+    """
+
+    system: ClassVar[str | None] = None
+    """A system message put before what `reset` returns."""
+    max_turns: ClassVar[int | None] = None
+    """Replies per episode; None leaves it to the recipe."""
+    max_tool_calls: ClassVar[int | None] = None
+    """Tool calls per episode; None sets no limit."""
+    inline: ClassVar[bool] = False
+    """Declares that no method ever blocks: methods run on the event loop itself, the fastest way."""
+    isolation: ClassVar[Literal["thread", "process"]] = "thread"
+    """Where sync methods run: a thread of its own for the environment's life, or a process that can be killed."""
+
+    rng: random.Random
+    """Seeded before every `reset`; the only source of chance that an environment should use."""
+
+    def tasks(self, split: str) -> Iterable[Task]:
+        """The tasks of ``split`` (``train`` or ``test``), one JSON row each; by default one empty row."""
+        return [{}]
+
+    def reset(self, task: Task) -> Content | list[Message]:
+        """Start an episode; the return value is the first message, or messages, that the policy sees."""
+        raise NotImplementedError(f"{type(self).__name__} must define reset(self, task)")
+
+    def step(self, reply: str) -> Step:
+        """Answer a reply that called no tool. Without this method such a reply ends the episode."""
+        raise NotImplementedError
+
+    def reward(self) -> float | Mapping[str, float]:
+        """The episode's reward, asked for once at its end, truncated or not; named where it is a mapping.
+
+        It is added to what the steps paid. Without this method the steps' rewards are all there is.
+        """
+        raise NotImplementedError
+
+    def teacher(self, messages: Sequence[Message]) -> Message | str:
+        """What a demonstrator would say now; it sees the private state."""
+        raise NotImplementedError
+
+    def state_key(self) -> str:
+        """A key that is equal for equal states of one task, for credit by turn."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Free what the environment holds. Always called, once, after the last episode."""

@@ -1,0 +1,1 @@
+"""Environments that come with Turnwise, one file each, the teacher beside the rules."""

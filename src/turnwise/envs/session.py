@@ -1,0 +1,120 @@
+"""`Session`: the one async face that rollouts see of a live environment, whoever wrote it and wherever it runs.
+
+A class of ours, a TRL-style class, a dataset, a server behind a URL: each becomes an `EnvSpec` that opens sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from turnwise.types import Message, Step, Task, ToolCall, ToolResult, ToolSchema
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What ends an episode from outside. None sets no limit.
+
+    Turns and tool calls are counted by the episode, tokens by the policy's ids, seconds by the clock.
+    """
+
+    max_turns: int | None = None
+    max_tool_calls: int | None = None
+    max_tokens: int | None = None
+    """Sampled tokens over the whole episode."""
+    max_context: int | None = None
+    """Tokens of context and reply together; None is the engine's own limit."""
+    seconds: float | None = 600.0
+    """The whole episode."""
+    call_seconds: float = 60.0
+    """One call into the environment: reset, a tool, step, reward."""
+    max_observation: int = 65_536
+    """Characters of one observation; the rest is cut off and the policy is told so."""
+
+
+class Session(Protocol):
+    """One live environment. Calls must not overlap; every one is bounded by ``call_seconds``.
+
+    A session may be reset again for another episode after `reward`.
+    """
+
+    tools: tuple[ToolSchema, ...]
+    system: str | None
+    has_step: bool
+    """Whether a reply without tool calls is answered by `step`; it ends the episode otherwise."""
+
+    async def reset(self, task: Task, seed: int) -> tuple[Message, ...]:
+        """Start an episode: the messages the policy sees first, the system message not among them.
+
+        Raises:
+            EnvError: The environment's reset raised, hung, or returned something that is no observation.
+        """
+        ...
+
+    async def call(self, call: ToolCall) -> ToolResult:
+        """Run one tool call. What the policy or the tool did wrong is in the result, not raised.
+
+        Raises:
+            EnvLostError: The environment is gone (not the policy's doing).
+            EnvHungError: The tool passed its deadline and could not be stopped; no further call is possible.
+        """
+        ...
+
+    async def step(self, reply: Message) -> Step:
+        """Answer a reply without tool calls. An exception in the author's ``step`` is an observation too.
+
+        Raises:
+            EnvLostError, EnvHungError: As for `call`.
+        """
+        ...
+
+    async def reward(self) -> dict[str, float]:
+        """The environment's own rewards at the episode's end; empty where it has none but the steps'.
+
+        Raises:
+            ScoringError: It raised, hung, or was not a finite number (or mapping of them).
+        """
+        ...
+
+    async def teacher(self, messages: Sequence[Message]) -> Message:
+        """What the environment's demonstrator says.
+
+        Raises:
+            EnvError: It has none, or its teacher raised.
+        """
+        ...
+
+    async def state_key(self) -> str | None:
+        """The key of the present state; None where the environment defines none."""
+        ...
+
+    async def close(self) -> None:
+        """Close the environment, hung or not. Never raises; may be called twice."""
+        ...
+
+
+class EnvSpec(Protocol):
+    """An environment by name: opens sessions and lists tasks."""
+
+    name: str
+    limits: Limits
+    """The environment's own, before the recipe's are laid over them."""
+    fingerprint: str
+    """Hash of what makes rewards comparable: name, arguments, tools, system message."""
+
+    def tasks(self, split: str) -> Iterable[Task]:
+        """The tasks of a split.
+
+        Raises:
+            TaskError: A row is no JSON object, or the split is unknown or empty.
+        """
+        ...
+
+    async def open(self, limits: Limits) -> Session:
+        """A new live environment.
+
+        Raises:
+            EnvError: Its constructor raised or hung.
+        """
+        ...

@@ -1,0 +1,98 @@
+"""Error types, one for each boundary, and `boundary()`, the only place where foreign exceptions are caught.
+
+What users can cause is a `TurnwiseError`, most of which are also the standard type that callers expect
+(`ValueError`, `OSError`). Messages say what was found, what is allowed and what to do next.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class TurnwiseError(Exception):
+    """Base of every error that Turnwise raises on purpose."""
+
+
+class RecipeError(TurnwiseError, ValueError):
+    """A recipe that cannot mean what it says: unknown key, wrong type, a setting that does nothing."""
+
+
+class TaskError(TurnwiseError, ValueError):
+    """A task row that cannot be used: not JSON, or naming no known environment."""
+
+
+class TemplateError(TurnwiseError, ValueError):
+    """A chat template that cannot do what the run asks of it."""
+
+
+class MissingExtraError(TurnwiseError, ImportError):
+    """An optional dependency is not installed; the message names the extra."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package '{package}': pip install 'turnwise[{extra}]'")
+
+
+class StoreError(TurnwiseError, OSError):
+    """The run directory could not be read or written; what was finished before is intact."""
+
+
+class EnvError(TurnwiseError):
+    """An environment failed outside of the policy's control: its reset, its constructor, its scoring."""
+
+
+class EnvLostError(EnvError):
+    """The environment is gone: a dead server, a crashed process. Authors may raise it from any method."""
+
+
+class EnvHungError(EnvError):
+    """A call passed its deadline and could not be stopped: the environment cannot be used any more."""
+
+
+class EngineError(TurnwiseError):
+    """An engine failed: its worker died, a request could not be served."""
+
+
+class ContextOverflowError(TurnwiseError, ValueError):
+    """The context does not fit the budget. ``found`` and ``allowed`` are in tokens."""
+
+    def __init__(self, found: int, allowed: int, what: str) -> None:
+        super().__init__(f"{what} has {found} tokens; {allowed} fit")
+        self.found, self.allowed = found, allowed
+
+
+class PolicyError(TurnwiseError):
+    """A policy could not answer: an endpoint's error, a script that ran out."""
+
+
+class ScoringError(TurnwiseError):
+    """A reward could not be had: it raised, hung, or was not a finite number."""
+
+
+class TooManyFailuresError(TurnwiseError):
+    """The error budget is used up; the run stops with everything finished on disk."""
+
+
+@contextmanager
+def boundary(error: type[TurnwiseError], where: str) -> Iterator[None]:
+    """Turn any foreign exception into ``error``, saying where it came from.
+
+    Errors of ours pass unchanged, and so do cancellation, `KeyboardInterrupt` and `SystemExit`.
+
+        async with asyncio.timeout(limit):
+            with boundary(EnvError, f"environment {name}: reset"):
+                observation = env.reset(task)
+    """
+    try:
+        yield
+    except TurnwiseError:
+        raise
+    except Exception as cause:
+        raise error(f"{where}: {type(cause).__name__}: {cause}") from cause
+
+
+def describe(error: BaseException, limit: int = 4000) -> str:
+    """The traceback of ``error`` and its causes, its end kept where it is longer than ``limit`` characters."""
+    text = "".join(traceback.format_exception(error))
+    return text if len(text) <= limit else "…" + text[-limit:]

@@ -1,0 +1,1 @@
+"""Episodes, groups and the scheduler: from tasks to scored trajectories."""

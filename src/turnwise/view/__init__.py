@@ -1,0 +1,1 @@
+"""What people see: the live terminal and the report."""

@@ -342,7 +342,7 @@ class Turn:
     finish: Finish = Finish.STOP
     tool_results: tuple[ToolResult, ...] = ()
     feedback: tuple[Message, ...] = ()
-    """What the policy was told in answer: tool messages, observations; the next turn's context renders them."""
+    """What the policy was told in answer; the next turn's context renders it."""
     reward: float | None = None
     """Sum of what this turn's steps paid; None if nothing paid."""
     state_key: str | None = None
@@ -392,7 +392,7 @@ class Trajectory:
     harness: str = ""
     """Hash of what renders, parses, limits and scores: equal hashes may be compared."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Counts of this episode: ``malformed_calls``, ``tool_errors``, ``new_segments``, ``prefilled_tokens`` …"""
+    """Counts: ``malformed_calls``, ``tool_errors``, ``new_segments``, ``prefilled_tokens`` …"""
     started: float = 0.0
     """Unix seconds."""
     seconds: float = 0.0

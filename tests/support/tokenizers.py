@@ -1,0 +1,109 @@
+"""Tokenizers for tests: byte-level BPE fitted in milliseconds, with Qwen's special tokens and a template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+QWEN_SPECIALS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>",
+    "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>",
+)  # fmt: skip
+"""Qwen3's added tokens; as there, the last six are added tokens that `skip_special_tokens` keeps."""
+
+CHATML_TOOLS = r"""
+{%- for message in messages %}
+    {%- if loop.first and tools %}
+        {{- '<|im_start|>system\n' }}
+        {%- if message.role == 'system' %}
+            {{- message.content + '\n\n' }}
+        {%- endif %}
+        {{- '# Tools\n<tools>' }}
+        {%- for tool in tools %}
+            {{- '\n' + tool | tojson }}
+        {%- endfor %}
+        {{- '\n</tools><|im_end|>\n' }}
+    {%- elif message.role == 'system' %}
+        {{- '<|im_start|>system\n' + message.content + '<|im_end|>\n' }}
+    {%- endif %}
+    {%- if message.role == 'user' %}
+        {{- '<|im_start|>user\n' + message.content + '<|im_end|>\n' }}
+    {%- elif message.role == 'assistant' %}
+        {{- '<|im_start|>assistant\n' + message.content }}
+        {%- for call in message.tool_calls or [] %}
+            {%- if message.content or not loop.first %}{{ '\n' }}{% endif %}
+            {%- set body = {'name': call.function.name, 'arguments': call.function.arguments} %}
+            {{- '<tool_call>\n' + body | tojson + '\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\n' }}
+    {%- elif message.role == 'tool' %}
+        {%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}
+            {{- '<|im_start|>user' }}
+        {%- endif %}
+        {{- '\n<tool_response>\n' + message.content + '\n</tool_response>' }}
+        {%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}
+            {{- '<|im_end|>\n' }}
+        {%- endif %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+{%- endif %}
+"""
+"""ChatML with Hermes tool calls: append-only, rendered as Qwen2.5 does but shorter."""
+
+_CORPUS = (
+    "<|im_start|>system\nYou are a helpful assistant.\n\n# Tools\n",
+    '{"type": "function", "function": {"name": "move", "description": "Move.", "parameters": '
+    '{"type": "object", "properties": {"direction": {"type": "string"}}, "required": ["direction"]}}}',
+    '<tool_call>\n{"name": "move", "arguments": {"direction": "left"}}\n</tool_call>',
+    "<|im_start|>user\n<tool_response>\nThe ball is at column 2.\n</tool_response><|im_end|>\n",
+    "<|im_start|>assistant\n<think>\n\n</think>\n\nThe answer is 42.<|im_end|>\n",
+)
+
+
+def tiny_tokenizer(
+    chat_template: str | None = CHATML_TOOLS, *, texts: Sequence[str] = (), vocab_size: int = 512
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with Qwen's special tokens: any text round-trips, nothing is downloaded.
+
+    Args:
+        chat_template: Jinja text; None leaves the tokenizer without a template.
+        texts: Fitted on besides a small corpus of chat boilerplate.
+        vocab_size: At most; 256 bytes and the special tokens are always in it.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    # Qwen2's own splitting: it decides which merges may cross newlines and spaces.
+    split = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+        r"\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(split), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(QWEN_SPECIALS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*_CORPUS, *texts], trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in QWEN_SPECIALS[:3]])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in QWEN_SPECIALS[3:]])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = chat_template
+    return fast

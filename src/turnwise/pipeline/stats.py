@@ -1,6 +1,7 @@
-"""Statistics of an evaluation: means with intervals, pass@k, paired comparisons. Pure functions on plain numbers.
+"""Statistics of an evaluation: means with intervals, pass@k, paired comparisons, as pure functions.
 
-The unit of chance is the task, not the episode: k episodes of one task are alike, so resampling draws whole tasks.
+The unit of chance is the task, not the episode: k episodes of one task are alike, so resampling draws
+whole tasks.
 """
 
 from __future__ import annotations

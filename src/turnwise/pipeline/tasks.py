@@ -1,4 +1,4 @@
-"""Task streams: which task is the n-th of a stage. Fixed by the recipe's seed, so that a resumed run asks the same."""
+"""Task streams: which task is the n-th of a stage, fixed by the recipe's seed for a resumed run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TaskStream:
         self.tasks: list[Task] = list(islice(spec.tasks(split), MAX_TASKS))
         if not self.tasks:
             raise TaskError(
-                f"environment {spec.name} has no tasks in split '{split}'; its tasks() must yield at least one row"
+                f"environment {spec.name} has no tasks in split '{split}'; its tasks() must yield a row or more"
             )
         self._entropy = [seed, *f"{spec.name}/{split}/{salt}".encode()]
         self._order: dict[int, np.ndarray] = {}
@@ -51,7 +51,7 @@ class TaskStream:
         epoch, place = divmod(index, len(self.tasks))
         if epoch not in self._order:
             self._order = {epoch: np.random.default_rng([*self._entropy, epoch]).permutation(len(self.tasks))}
-        return self.tasks[self._order[epoch][place]]
+        return self.tasks[int(self._order[epoch][place])]
 
     def seed(self, index: int) -> int:
         """The seed of the episodes of the task at ``index``: siblings share it."""

@@ -37,7 +37,7 @@ class TaskStream:
         self.tasks: list[Task] = list(islice(spec.tasks(split), MAX_TASKS))
         if not self.tasks:
             raise TaskError(
-                f"environment {spec.name} has no tasks in split '{split}'; its tasks() must yield a row or more"
+                f"environment {spec.name} has no tasks in split '{split}'; its tasks() must yield a row"
             )
         self._entropy = [seed, *f"{spec.name}/{split}/{salt}".encode()]
         self._order: dict[int, np.ndarray] = {}

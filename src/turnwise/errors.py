@@ -38,6 +38,10 @@ class StoreError(TurnwiseError, OSError):
     """The run directory could not be read or written; what was finished before is intact."""
 
 
+class EnvSpecError(TurnwiseError, ValueError):
+    """An environment that cannot be made: unknown name or argument, not an environment, a tool without type hints."""
+
+
 class EnvError(TurnwiseError):
     """An environment failed outside of the policy's control: its reset, its constructor, its scoring."""
 

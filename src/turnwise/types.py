@@ -167,6 +167,8 @@ class ToolResult:
     """None when the tool ran and answered."""
     step: Step | None = None
     """Set when the tool returned a `Step`: reward, end."""
+    coerced: int = 0
+    """How many numbers were taken as the text of a ``str`` parameter."""
     seconds: float = 0.0
 
 

@@ -21,7 +21,7 @@ def tiny_qwen3(
 ) -> Qwen3ForCausalLM:
     """A random Qwen3 in fp32 and eval mode; the same seed makes the same weights, whatever was drawn before.
 
-    The initialisation is wide (0.08): greedy choices are far apart, and a wrong attention mask changes tokens.
+    The initialisation is wide (0.08): greedy choices lie far apart, and a wrong mask changes tokens.
     """
     config = Qwen3Config(
         vocab_size=vocab,

@@ -23,7 +23,7 @@ from typing import Any, Literal, Protocol
 from turnwise.envs.base import Env, tool
 from turnwise.envs.library.entries import pack, unpack
 from turnwise.envs.library.splits import TRAIN, checked, split_of
-from turnwise.errors import EnvError, MissingExtraError, RecipeError, boundary
+from turnwise.errors import EnvError, EnvSpecError, MissingExtraError, ScoringError, boundary
 from turnwise.types import Message, Step, Task, ToolCall
 
 PATIENCE = 200
@@ -85,12 +85,12 @@ class Question(Env):
         **config: Any,
     ) -> None:
         if size < 1 or not (0 < test_share < 1 and 0 <= error <= 1):
-            raise RecipeError(
+            raise EnvSpecError(
                 "size must be at least 1, test_share in (0, 1) and error in [0, 1]; "
                 f"found size={size}, test_share={test_share}, error={error}"
             )
         if error_kind not in ("random", "plus_one"):
-            raise RecipeError(f"error_kind={error_kind!r}; allowed are 'random' and 'plus_one'")
+            raise EnvSpecError(f"error_kind={error_kind!r}; allowed are 'random' and 'plus_one'")
         self.name, self.size, self.seed, self.test_share = dataset, size, seed, test_share
         self.prompt, self.partial_credit = prompt, partial_credit
         self.error, self.error_kind = error, error_kind
@@ -149,11 +149,16 @@ class Question(Env):
         raise NotImplementedError
 
     def _score(self, answer: str) -> Step:
-        with boundary(EnvError, f"reasoning_gym:{self.name}: score_answer"):
-            score = float(self.scorer.score_answer(answer, self.entry))
+        info: dict[str, str] = {}
+        try:
+            with boundary(ScoringError, f"reasoning_gym:{self.name}: score_answer"):
+                score = float(self.scorer.score_answer(answer, self.entry))
+        except ScoringError as error:
+            # It scores its own answers: what it cannot read is the policy's doing, so it is wrong and not a fault.
+            score, info = 0.0, {"scoring_error": str(error)}
         if not self.partial_credit:
             score = float(score >= 1.0)
-        return Step("correct" if score >= 1.0 else "wrong", reward=score, terminated=True)
+        return Step("correct" if score >= 1.0 else "wrong", reward=score, terminated=True, info=info)
 
     def _answers(self) -> tuple[str, ...]:
         return _train_answers(self.name, self.seed, self.size, self.settings, self.test_share)
@@ -209,7 +214,7 @@ def environment(dataset: str, *, numeric: bool) -> type[Question]:
     otherwise.
 
     Raises:
-        RecipeError: There is no such dataset.
+        EnvSpecError: There is no such dataset.
         MissingExtraError: The package is not installed.
     """
     quick = dataset in QUICK_SCORES or _scores_by_text(dataset)
@@ -255,7 +260,7 @@ def _dataset_types(name: str) -> tuple[type[Any], type[Any]]:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "`turnwise env list` names them all."
-        raise RecipeError(f"reasoning-gym has no dataset {name!r}; {hint}")
+        raise EnvSpecError(f"reasoning-gym has no dataset {name!r}; {hint}")
     dataset, config = known[name]
     return dataset, config
 
@@ -284,13 +289,13 @@ def _dataset(name: str, seed: int, size: int, settings: str) -> Dataset:
         if key not in allowed:
             near = difflib.get_close_matches(key, [*allowed, "size", "seed", "test_share", "prompt"], n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise RecipeError(
+            raise EnvSpecError(
                 f"reasoning_gym:{name} has no setting {key!r}; {hint}It has {', '.join(allowed)}"
             )
     if name == "composite":
         spec = _package().composite.DatasetSpec
         chosen["datasets"] = [spec(**{"config": {}, **part}) for part in chosen.get("datasets", [])]
-    with boundary(RecipeError, f"reasoning_gym:{name} with {settings}"):
+    with boundary(EnvSpecError, f"reasoning_gym:{name} with {settings}"):
         # Some datasets fix `size` items when they are made, so every block of questions is a dataset of its
         # own.
         configuration = config(seed=seed, size=size, **chosen)

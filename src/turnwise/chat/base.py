@@ -25,14 +25,15 @@ class Renderer(Protocol):
     ) -> Rendered | None:
         """What to append to ``context_ids`` so that ``new_messages`` follow and the assistant may speak.
 
-        ``context_ids`` ends with the ids that the policy sampled, stop id included where one was drawn; a reply that
-        was cut is closed first. The held ids are never changed. None: this template cannot be extended (it rewrites
-        what came before), so the caller starts a new segment with `prompt`.
+        ``context_ids`` ends with the ids that the policy sampled, stop id included where one was drawn; a
+        reply that was cut is closed first. The held ids are never changed. None: this template cannot be
+        extended (it rewrites what came before), so the caller starts a new segment with `prompt`.
         """
         ...
 
     def reply(self, message: Message) -> list[int]:
-        """The ids that the policy would have sampled to say ``message``, stop id included (for demonstrations).
+        """The ids that the policy would have sampled to say ``message``, stop id included (for
+        demonstrations).
 
         ``parse(reply(message))`` equals ``message`` up to call ids.
         """

@@ -1,0 +1,87 @@
+"""From evaluation episodes to the run's summary: environment → stage → mean, interval, pass@k, gain.
+
+{"catch": {"sft": {"mean": 0.56, "low": 0.50, "high": 0.62, "n": 256, "greedy": 0.24, …},
+           "rl":  {"mean": 0.94, …, "gain": {"over": "sft", "mean": 0.38, "low": 0.31, "high": 0.44}},
+           "random": {"mean": 0.20, …}}}
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from turnwise.pipeline.stats import bootstrap_mean, paired_gain, pass_at_k
+from turnwise.types import Trajectory
+
+MODEL_STAGES = ("untrained", "sft", "rl")
+"""In the order in which each is compared with the one before it."""
+BASELINES = ("random", "constant")
+
+Rewards = dict[str, list[float]]
+
+
+def summarise(episodes: Iterable[tuple[str, Trajectory]], *, resamples: int, seed: int) -> dict[str, Any]:
+    """Make the summary.
+
+    Args:
+        episodes: (stage, trajectory) of everything that was played for evaluation. A task is the same in
+            every stage when its group id ends alike: ``evaluate/sft/catch/17`` and ``evaluate/rl/catch/17``.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+
+    Returns:
+        A mapping ready for JSON. ``mean``, ``low``, ``high`` and ``pass_at`` are over sampled play, ``greedy`` is
+        the mean at temperature 0. Failed episodes are counted in ``failed`` and are in no mean. A stage none of
+        whose episodes was scored has ``mean`` null.
+    """
+    sampled: dict[tuple[str, str], Rewards] = defaultdict(lambda: defaultdict(list))
+    greedy: dict[tuple[str, str], Rewards] = defaultdict(lambda: defaultdict(list))
+    failed: dict[tuple[str, str], int] = defaultdict(int)
+    for stage, trajectory in episodes:
+        key = (trajectory.env, stage)
+        if trajectory.reward is None:
+            failed[key] += 1
+            continue
+        is_greedy = trajectory.sampling is not None and trajectory.sampling.temperature == 0
+        task = trajectory.group_id.rsplit("/", 1)[-1]
+        (greedy if is_greedy else sampled)[key][task].append(trajectory.reward)
+
+    summary: dict[str, Any] = {}
+    keys = {*sampled, *greedy, *failed}
+    for env in sorted({env for env, _ in keys}):
+        stages = [stage for stage in (*MODEL_STAGES, *BASELINES) if (env, stage) in keys]
+        summary[env] = {
+            stage: _record(sampled[env, stage], greedy[env, stage], failed[env, stage], resamples, seed)
+            for stage in stages
+        }
+        learned = [stage for stage in stages if stage in MODEL_STAGES]
+        for before, after in zip(learned, learned[1:], strict=False):
+            summary[env][after]["gain"] = _gain(
+                before, sampled[env, before], sampled[env, after], resamples, seed
+            )
+    return summary
+
+
+def _record(sampled: Rewards, greedy: Rewards, failed: int, resamples: int, seed: int) -> dict[str, Any]:
+    interval = bootstrap_mean(sampled, resamples=resamples, seed=seed) if sampled else None
+    tries = min((len(values) for values in sampled.values()), default=0)
+    return {
+        "mean": interval and interval.mean,
+        "low": interval and interval.low,
+        "high": interval and interval.high,
+        "n": sum(len(values) for values in sampled.values()),
+        "greedy": bootstrap_mean(greedy, resamples=100, seed=seed).mean if greedy else None,
+        "pass_at": {str(k): pass_at_k(sampled, k) for k in _tries(tries)},
+        "failed": failed,
+    }
+
+
+def _gain(over: str, before: Rewards, after: Rewards, resamples: int, seed: int) -> dict[str, Any] | None:
+    gain = paired_gain(before, after, resamples=resamples, seed=seed)
+    return gain and {"over": over, "mean": gain.mean, "low": gain.low, "high": gain.high}
+
+
+def _tries(most: int) -> Sequence[int]:
+    """1, 2, 4, … and the most itself."""
+    return sorted({k for k in (1, 2, 4, 8, 16, 32, 64) if k <= most} | ({most} if most else set()))

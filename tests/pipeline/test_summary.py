@@ -24,8 +24,10 @@ def episode(
 
 def test_stages_pair_by_task_and_failures_are_no_zeros():
     episodes = [
-        episode("sft", 0, 0, 0.0), episode("sft", 0, 1, 1.0), episode("sft", 1, 0, 0.0), episode("sft", 1, 1, 0.0),
-        episode("rl", 0, 0, 1.0), episode("rl", 0, 1, 1.0), episode("rl", 1, 0, 1.0), episode("rl", 1, 1, None),
+        episode("sft", 0, 0, 0.0), episode("sft", 0, 1, 1.0),
+        episode("sft", 1, 0, 0.0), episode("sft", 1, 1, 0.0),
+        episode("rl", 0, 0, 1.0), episode("rl", 0, 1, 1.0),
+        episode("rl", 1, 0, 1.0), episode("rl", 1, 1, None),
         episode("rl", 0, 0, 1.0, greedy=True), episode("rl", 1, 0, 0.0, greedy=True),
     ]  # fmt: skip
     summary = summarise(episodes, resamples=200, seed=0)["game"]

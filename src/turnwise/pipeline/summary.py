@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from turnwise.pipeline.stats import bootstrap_mean, paired_gain, pass_at_k
@@ -31,9 +32,9 @@ def summarise(episodes: Iterable[tuple[str, Trajectory]], *, resamples: int, see
         seed: Of the bootstrap.
 
     Returns:
-        A mapping ready for JSON. ``mean``, ``low``, ``high`` and ``pass_at`` are over sampled play, ``greedy`` is
-        the mean at temperature 0. Failed episodes are counted in ``failed`` and are in no mean. A stage none of
-        whose episodes was scored has ``mean`` null.
+        A mapping ready for JSON. ``mean``, ``low``, ``high`` and ``pass_at`` are over sampled play, ``greedy``
+        is the mean at temperature 0. Failed episodes are counted in ``failed`` and are in no mean. A stage
+        none of whose episodes was scored has ``mean`` null.
     """
     sampled: dict[tuple[str, str], Rewards] = defaultdict(lambda: defaultdict(list))
     greedy: dict[tuple[str, str], Rewards] = defaultdict(lambda: defaultdict(list))
@@ -56,7 +57,7 @@ def summarise(episodes: Iterable[tuple[str, Trajectory]], *, resamples: int, see
             for stage in stages
         }
         learned = [stage for stage in stages if stage in MODEL_STAGES]
-        for before, after in zip(learned, learned[1:], strict=False):
+        for before, after in pairwise(learned):
             summary[env][after]["gain"] = _gain(
                 before, sampled[env, before], sampled[env, after], resamples, seed
             )
@@ -79,7 +80,9 @@ def _record(sampled: Rewards, greedy: Rewards, failed: int, resamples: int, seed
 
 def _gain(over: str, before: Rewards, after: Rewards, resamples: int, seed: int) -> dict[str, Any] | None:
     gain = paired_gain(before, after, resamples=resamples, seed=seed)
-    return gain and {"over": over, "mean": gain.mean, "low": gain.low, "high": gain.high}
+    if gain is None:
+        return None
+    return {"over": over, "mean": gain.mean, "low": gain.low, "high": gain.high}
 
 
 def _tries(most: int) -> Sequence[int]:

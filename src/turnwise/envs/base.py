@@ -18,17 +18,20 @@
         def step(self, reply):
             return Step(reward=float(reply.strip() == str(self.task["price"])), terminated=True)
 
-Play it by hand with ``turnwise env play path.py:Shopping``, check it with ``turnwise env check path.py:Shopping``.
-Every method may be ``async``. How they are run, timed and isolated is `turnwise.envs.session`.
+Play it by hand with ``turnwise env play path.py:Shopping``; check it with ``turnwise env check`` likewise.
+Every method may be ``async``. How they are run, timed and isolated is `turnwise.envs.host`.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, overload
 
 from turnwise.types import Content, Message, Step, Task
+
+if TYPE_CHECKING:
+    from turnwise.envs.tools import Tool
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,9 +46,9 @@ def tool(*, name: str) -> Callable[[F], F]: ...
 def tool(method: F | None = None, /, *, name: str | None = None) -> F | Callable[[F], F]:
     """Mark a method as a tool. Its schema comes from the signature and the docstring.
 
-    Parameters need type hints; the docstring's first paragraph describes the tool and a Google-style ``Args:``
-    section, where there is one, its parameters. The tool returns text, JSON values, content blocks, or a `Step`
-    to pay or to end. What it raises is told to the model.
+    Parameters need type hints; the docstring's text describes the tool and a Google-style ``Args:`` section,
+    where there is one, its parameters. The tool returns text, JSON values, content blocks, or a `Step` to pay
+    or to end. What it raises is told to the model.
 
     Args:
         method: The method, when used as ``@tool``.
@@ -75,7 +78,12 @@ class Env:
     inline: ClassVar[bool] = False
     """Declares that no method ever blocks: methods run on the event loop itself, the fastest way."""
     isolation: ClassVar[Literal["thread", "process"]] = "thread"
-    """Where sync methods run: a thread of its own for the environment's life, or a process that can be killed."""
+    """Where sync methods run: a thread of their own for the environment's life, or a killable process."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Here and not at first use: a tool without type hints is an error where it is written.
+        cls.toolset()
 
     rng: random.Random
     """Seeded before every `reset`; the only source of chance that an environment should use."""
@@ -109,3 +117,10 @@ class Env:
 
     def close(self) -> None:
         """Free what the environment holds. Always called, once, after the last episode."""
+
+    @classmethod
+    def toolset(cls) -> Sequence[Tool]:
+        """The class's tools. Adapters of other people's classes override it; authors have no need to."""
+        from turnwise.envs.tools import tools_of
+
+        return tools_of(cls)

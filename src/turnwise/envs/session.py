@@ -1,6 +1,7 @@
-"""`Session`: the one async face that rollouts see of a live environment, whoever wrote it and wherever it runs.
+"""`Session`: the one async face that rollouts see of a live environment, wherever it runs.
 
-A class of ours, a TRL-style class, a dataset, a server behind a URL: each becomes an `EnvSpec` that opens sessions.
+A class of ours, a TRL-style class, a dataset, a server behind a URL: each becomes an `EnvSpec` that opens
+sessions. `turnwise.envs.registry.make` finds them by name; `turnwise.envs.host` runs Python classes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Limits:
     call_seconds: float = 60.0
     """One call into the environment: reset, a tool, step, reward."""
     max_observation: int = 65_536
-    """Characters of one observation; the rest is cut off and the policy is told so."""
+    """Characters of one tool's or step's answer; the rest is cut off and the policy is told so."""
 
 
 class Session(Protocol):
@@ -45,7 +46,9 @@ class Session(Protocol):
     """Whether a reply without tool calls is answered by `step`; it ends the episode otherwise."""
 
     async def reset(self, task: Task, seed: int) -> tuple[Message, ...]:
-        """Start an episode: the messages the policy sees first, the system message not among them.
+        """Start an episode: the messages the policy sees first, after ``system`` where that is set.
+
+        A system message is among them only where the environment's ``system`` is None.
 
         Raises:
             EnvError: The environment's reset raised, hung, or returned something that is no observation.
@@ -58,6 +61,7 @@ class Session(Protocol):
         Raises:
             EnvLostError: The environment is gone (not the policy's doing).
             EnvHungError: The tool passed its deadline and could not be stopped; no further call is possible.
+            ScoringError: The tool returned a `Step` whose reward is not a finite number.
         """
         ...
 
@@ -65,7 +69,7 @@ class Session(Protocol):
         """Answer a reply without tool calls. An exception in the author's ``step`` is an observation too.
 
         Raises:
-            EnvLostError, EnvHungError: As for `call`.
+            EnvLostError, EnvHungError, ScoringError: As for `call`.
         """
         ...
 
@@ -74,6 +78,7 @@ class Session(Protocol):
 
         Raises:
             ScoringError: It raised, hung, or was not a finite number (or mapping of them).
+            EnvLostError: As for `call`.
         """
         ...
 
@@ -86,7 +91,11 @@ class Session(Protocol):
         ...
 
     async def state_key(self) -> str | None:
-        """The key of the present state; None where the environment defines none."""
+        """The key of the present state; None where the environment defines none.
+
+        Raises:
+            EnvError: It raised, hung, or was no text.
+        """
         ...
 
     async def close(self) -> None:
@@ -97,11 +106,20 @@ class Session(Protocol):
 class EnvSpec(Protocol):
     """An environment by name: opens sessions and lists tasks."""
 
-    name: str
-    limits: Limits
-    """The environment's own, before the recipe's are laid over them."""
-    fingerprint: str
-    """Hash of what makes rewards comparable: name, arguments, tools, system message."""
+    @property
+    def name(self) -> str:
+        """What the run calls it."""
+        ...
+
+    @property
+    def limits(self) -> Limits:
+        """The environment's own, before the recipe's are laid over them."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what makes rewards comparable: name, arguments, tools, system message, source."""
+        ...
 
     def tasks(self, split: str) -> Iterable[Task]:
         """The tasks of a split.

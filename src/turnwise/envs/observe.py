@@ -1,0 +1,200 @@
+"""What environments return, made into what policies are told: text or blocks, cut to a limit, always JSON.
+
+Runs where the environment runs (its thread, its process), so that a 10 MB result never stops the event loop.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from turnwise.errors import EnvError, ScoringError, TaskError
+from turnwise.types import Content, ImageBlock, Message, Step, TextBlock
+
+Blocks = tuple[TextBlock | ImageBlock, ...]
+
+
+class BadResultError(Exception):
+    """A result that is no observation; the message ends the sentence "it returned …"."""
+
+
+def observation(value: Any, limit: int | None) -> Content:
+    """Text as it is, content blocks kept, other JSON values as compact JSON text.
+
+    Args:
+        value: What a method returned.
+        limit: Characters to keep; None keeps all.
+
+    Raises:
+        BadResultError: ``value`` is none of these.
+    """
+    if isinstance(value, str):
+        return cut(value, limit)
+    if isinstance(value, TextBlock | ImageBlock):
+        value = (value,)
+    if _is_blocks(value):
+        return _cut_blocks(tuple(value), limit)
+    try:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        raise BadResultError(f"{not_json(value)}; return text, JSON values or a Step") from None
+    return cut(text, limit)
+
+
+def cut(text: str, limit: int | None) -> str:
+    """At most ``limit`` characters of ``text`` and a note of how many are missing; always valid UTF-8."""
+    if limit is not None and len(text) > limit:
+        missing = len(text) - limit
+        text = f"{text[:limit]}\n[{missing} more characters cut off: the limit is {limit}]"
+    # A lone surrogate (a bad \ud800 escape) would break the tokenizer far from here.
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def messages(value: Any, what: str) -> tuple[Message, ...]:
+    """The messages that a `reset` returned: text or blocks are one user message.
+
+    Raises:
+        EnvError: Nothing that a policy could answer.
+    """
+    if isinstance(value, list | tuple) and value and all(isinstance(one, Message) for one in value):
+        if value[-1].role == "assistant":
+            raise EnvError(f"{what} ended with an assistant message: the policy has nothing to answer")
+        return tuple(replace(one, content=observation(one.content, None)) for one in value)
+    if isinstance(value, str | TextBlock | ImageBlock) or _is_blocks(value):
+        return (Message.user(observation(value, None)),)
+    found = "an empty list" if value == [] else _a(value)
+    raise EnvError(f"{what} returned {found}; return text, content blocks or a list of Message")
+
+
+def step(value: Any, limit: int, what: str) -> Step:
+    """A `Step` with its observation cut and its reward checked.
+
+    Raises:
+        BadResultError: The observation is none.
+        ScoringError: The reward is not a finite number.
+        EnvError: Both ends at once, or info that is not JSON.
+    """
+    if not isinstance(value, Step):
+        raise BadResultError(f"{_a(value)}, not a Step")
+    if value.terminated and value.truncated:
+        raise EnvError(f"{what} returned a Step that is both terminated and truncated; set one")
+    if value.info:
+        problem = json_problem(value.info)
+        if problem:
+            raise EnvError(f"{what} returned a Step whose info is not JSON: {problem}")
+    seen = value.observation
+    told: Content | list[Message]
+    if isinstance(seen, list) and seen and isinstance(seen[0], Message):
+        told = [replace(one, content=observation(one.content, limit)) for one in seen]
+    else:
+        told = observation(seen, limit)
+    reward = None if value.reward is None else finite(value.reward, f"{what}: reward")
+    return replace(value, observation=told, reward=reward)
+
+
+def rewards(value: Any, what: str) -> dict[str, float]:
+    """Rewards by name; a lone number is called ``reward``.
+
+    Raises:
+        ScoringError: Something other than finite numbers.
+    """
+    if isinstance(value, Mapping):
+        return {str(name): finite(part, f"{what}: reward '{name}'") for name, part in value.items()}
+    return {"reward": finite(value, f"{what}: reward")}
+
+
+def finite(value: Any, what: str) -> float:
+    """A reward as a float.
+
+    Raises:
+        ScoringError: It is not a finite number.
+    """
+    if not isinstance(value, numbers.Real | np.bool_):
+        raise ScoringError(f"{what}: expected a number; found {_a(value)}")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ScoringError(f"{what}: expected a finite number; found {number}")
+    return number
+
+
+def task_row(row: Any, what: str) -> dict[str, Any]:
+    """A task as it will be read back from disk: a JSON object, tuples as lists.
+
+    Raises:
+        TaskError: It is not a JSON object.
+    """
+    if not isinstance(row, Mapping):
+        raise TaskError(f"{what}: a task is a JSON object; found {_a(row)}")
+    problem = json_problem(row)
+    if problem:
+        raise TaskError(f"{what}: a task must be JSON, so that runs can store it: {problem}")
+    copy: dict[str, Any] = json.loads(json.dumps(row, default=dict))
+    return copy
+
+
+def json_problem(value: Any, path: str = "", depth: int = 0) -> str | None:
+    """The first place where ``value`` is not JSON, in words; None for JSON. Tuples pass as lists."""
+    if value is None or isinstance(value, str | bool | int):
+        return None
+    at = f" at {path}" if path else ""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{value}{at}"
+    if depth > 200:
+        return f"more than 200 levels{at[:40]}"
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            if not isinstance(key, str):
+                return f"a key that is {_a(key)}{at}"
+            problem = json_problem(part, f"{path}.{key}" if path else key, depth + 1)
+            if problem:
+                return problem
+        return None
+    if isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            problem = json_problem(part, f"{path}[{index}]", depth + 1)
+            if problem:
+                return problem
+        return None
+    return f"{_a(value)}{at}"
+
+
+def not_json(value: Any) -> str:
+    """Why ``value`` is not JSON: ``a set, which is not JSON``."""
+    if isinstance(value, bytes | bytearray) or type(value).__module__.startswith("PIL."):
+        return f"{_a(value)}: images and bytes are no results yet"
+    problem = json_problem(value)
+    return f"{problem or _a(value)}, which is not JSON"
+
+
+def _a(value: Any) -> str:
+    if value is None:
+        return "None"
+    kind = type(value)
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def _is_blocks(value: Any) -> TypeGuard[Blocks]:
+    return (
+        isinstance(value, list | tuple)
+        and bool(value)
+        and all(isinstance(one, TextBlock | ImageBlock) for one in value)
+    )
+
+
+def _cut_blocks(blocks: Blocks, limit: int | None) -> Blocks:
+    left, out = limit, list[TextBlock | ImageBlock]()
+    for block in blocks:
+        if isinstance(block, TextBlock):
+            text = cut(block.text, left)
+            if left is not None:
+                left = max(0, left - len(block.text))
+            block = TextBlock(text=text)
+        out.append(block)
+    return tuple(out)

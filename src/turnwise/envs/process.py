@@ -1,0 +1,302 @@
+"""`ProcessEnv`: a `Session` whose environment lives in a child process, so that anything in it can be killed.
+
+    parent: ProcessEnv ── JSON frames over a socket pair ── child: HostedEnv, inline on the child's loop
+
+The child plays by the same code as an environment here; only the deadline on sync methods is the parent's:
+past it the child is killed, with all that it started. JSON and not pickle, because what a policy runs in there
+should not reach back. A child whose parent is gone exits by itself, even if it hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import TypeAdapter
+
+from turnwise.envs.host import CANCEL_SECONDS, HostedEnv
+from turnwise.envs.session import Limits
+from turnwise.errors import (
+    EnvError,
+    EnvHungError,
+    EnvLostError,
+    EnvSpecError,
+    ScoringError,
+    TurnwiseError,
+)
+from turnwise.types import Message, Step, Task, ToolCall, ToolResult, ToolSchema
+
+if TYPE_CHECKING:
+    from turnwise.envs.spec import ClassSpec
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 60.0
+"""For the child's interpreter and imports, on top of the constructor's deadline."""
+MARGIN_SECONDS = CANCEL_SECONDS + 0.5
+"""The child stops its own coroutines at the deadline; only after this is it killed."""
+CLOSE_SECONDS = 5.0
+"""How long a child may take to exit once nobody talks to it."""
+BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
+    "from turnwise.envs.process import serve; serve(int(sys.argv[1]))"
+)
+ERRORS: tuple[type[TurnwiseError], ...] = (EnvHungError, EnvLostError, ScoringError, EnvSpecError, EnvError)
+"""What crosses the wire as itself, most special first."""
+
+_messages = TypeAdapter(tuple[Message, ...])
+_message = TypeAdapter(Message)
+_step = TypeAdapter(Step)
+_tool_call = TypeAdapter(ToolCall)
+_tool_result = TypeAdapter(ToolResult)
+_tools = TypeAdapter(tuple[ToolSchema, ...])
+
+
+class ProcessEnv:
+    """The parent's end; made by `open`. See `turnwise.envs.session.Session`."""
+
+    def __init__(
+        self,
+        name: str,
+        limits: Limits,
+        child: subprocess.Popen[bytes],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self.name = name
+        self.tools: tuple[ToolSchema, ...] = ()
+        self.system: str | None = None
+        self.has_step = False
+        self._limits = limits
+        self._child = child
+        self._reader = reader
+        self._writer = writer
+        self._lock = asyncio.Lock()
+        self._asked = 0
+        self._end: EnvError | None = None
+        self._closed = False
+
+    @classmethod
+    async def open(cls, spec: ClassSpec, limits: Limits) -> Self:
+        """Start a child and construct the environment in it.
+
+        Raises:
+            EnvError: The constructor raised.
+            EnvHungError: It hung.
+            EnvLostError: The child died.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            child = subprocess.Popen(
+                [sys.executable, "-c", BOOT, str(theirs.fileno()), json.dumps(sys.path)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # A group of its own, so that what it starts is killed with it.
+            )
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        env = cls(spec.name, limits, child, reader, writer)
+        try:
+            opened = await env._ask(
+                "constructor",
+                {"open": spec.reference, "name": spec.name, "args": spec.args, "limits": limits},
+                seconds=START_SECONDS + limits.call_seconds,
+            )
+        except BaseException:
+            await env.close()
+            raise
+        env.tools = _tools.validate_python(opened["tools"])
+        env.system = opened["system"]
+        env.has_step = opened["has_step"]
+        return env
+
+    async def reset(self, task: Task, seed: int) -> tuple[Message, ...]:
+        """Start an episode."""
+        return _messages.validate_python(await self._ask("reset", {"task": task, "seed": seed}))
+
+    async def call(self, call: ToolCall) -> ToolResult:
+        """Run one tool call; one that hangs is killed, and the environment with it."""
+        answer = await self._ask("call", {"call": call}, what=f"tool {call.name}")
+        return dataclasses.replace(_tool_result.validate_python(answer), call=call)
+
+    async def step(self, reply: Message) -> Step:
+        """The environment's answer to a reply."""
+        return _step.validate_python(await self._ask("step", {"reply": reply}))
+
+    async def reward(self) -> dict[str, float]:
+        """The environment's own rewards, by name."""
+        try:
+            rewards: dict[str, float] = await self._ask("reward", {})
+        except EnvHungError as hung:
+            raise ScoringError(str(hung)) from hung
+        return rewards
+
+    async def teacher(self, messages: Sequence[Message]) -> Message:
+        """What the environment's demonstrator says."""
+        return _message.validate_python(await self._ask("teacher", {"messages": list(messages)}))
+
+    async def state_key(self) -> str | None:
+        """The key of the present state, where the environment defines one."""
+        key: str | None = await self._ask("state_key", {})
+        return key
+
+    async def close(self) -> None:
+        """Close the environment in the child and end the child, by force if need be."""
+        if self._closed:
+            return
+        try:
+            if self._end is None:
+                await self._ask("close", {})
+        except TurnwiseError as error:
+            log.warning("%s", error)
+        finally:
+            self._closed = True
+            self._writer.close()
+            await asyncio.shield(asyncio.to_thread(self._reap, CLOSE_SECONDS))
+
+    async def _ask(
+        self, method: str, request: dict[str, Any], *, what: str = "", seconds: float | None = None
+    ) -> Any:
+        """The child's answer; its errors are raised here."""
+        what = f"environment {self.name}: {what or method}"
+        if self._end is not None or self._closed:
+            raise self._end or EnvLostError(f"{what}: the environment is closed")
+        async with self._lock:
+            self._asked += 1
+            asked = self._asked
+            seconds = self._limits.call_seconds + MARGIN_SECONDS if seconds is None else seconds
+            try:
+                async with asyncio.timeout(seconds):
+                    self._writer.write(_frame({"id": asked, "method": method, **request}))
+                    await self._writer.drain()
+                    answer = await self._answer(asked)
+            except TimeoutError:
+                log.warning("%s hangs; its process is killed", what)
+                limit = self._limits.call_seconds
+                self._end = EnvHungError(f"{what}: it did not return within {limit:g} s and was killed")
+            except (EOFError, OSError):
+                self._end = EnvLostError(f"{what}: its process died")
+            if self._end is not None:
+                code = await asyncio.to_thread(self._reap, 0.5 if isinstance(self._end, EnvLostError) else 0)
+                if isinstance(self._end, EnvLostError):
+                    self._end = EnvLostError(f"{what}: its process died ({_exit(code)})")
+                raise self._end
+        if "error" in answer:
+            kinds = {kind.__name__: kind for kind in ERRORS}
+            raise kinds[answer["error"]](answer["message"])
+        return answer["value"]
+
+    async def _answer(self, asked: int) -> dict[str, Any]:
+        while True:
+            size = int.from_bytes(await self._reader.readexactly(4), "big")
+            answer: dict[str, Any] = json.loads(await self._reader.readexactly(size))
+            # An answer to a call whose caller was cancelled comes late, and is nobody's.
+            if answer["id"] == asked:
+                return answer
+
+    def _reap(self, seconds: float) -> int:
+        """Wait for the child, then kill its whole group."""
+        with suppress(subprocess.TimeoutExpired):
+            self._child.wait(seconds)
+        with suppress(ProcessLookupError, PermissionError):  # Nothing of the group is left.
+            os.killpg(self._child.pid, signal.SIGKILL)
+        return self._child.wait()
+
+
+# ---------------------------------------------------------------------------------------------------
+# The child's end
+
+
+def serve(descriptor: int) -> None:
+    """The child's life: answer requests from the socket until it closes."""
+    with socket.socket(fileno=descriptor) as wire:
+        asyncio.run(_serve(wire))
+    # Not by returning: a thread that some tool left behind must not keep the child alive.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+async def _serve(wire: socket.socket) -> None:
+    inbox: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+    threading.Thread(target=_listen, args=(wire, inbox, asyncio.get_running_loop()), daemon=True).start()
+    env: HostedEnv | None = None
+    while (request := await inbox.get()) is not None:
+        answer: dict[str, Any] = {"id": request["id"]}
+        try:
+            if request["method"] == "constructor":
+                env = await _open(request)
+                answer["value"] = {"tools": env.tools, "system": env.system, "has_step": env.has_step}
+            else:
+                assert env is not None
+                answer["value"] = await _perform(env, request)
+        except TurnwiseError as error:
+            kind = next((kind for kind in ERRORS if isinstance(error, kind)), EnvError)
+            answer |= {"error": kind.__name__, "message": str(error)}
+        wire.sendall(_frame(answer))
+    if env is not None:
+        await env.close()
+
+
+async def _open(request: dict[str, Any]) -> HostedEnv:
+    from turnwise.envs.registry import make
+    from turnwise.envs.spec import ClassSpec
+
+    spec = make(request["open"], name=request["name"], args=request["args"])
+    assert isinstance(spec, ClassSpec)
+    return await spec.open_here(Limits(**request["limits"]))
+
+
+async def _perform(env: HostedEnv, request: dict[str, Any]) -> Any:
+    method = request["method"]
+    if method == "reset":
+        return await env.reset(request["task"], request["seed"])
+    if method == "call":
+        result = await env.call(_tool_call.validate_python(request["call"]))
+        # The parent has the call; it need not travel back.
+        return dataclasses.replace(result, call=ToolCall(name="", arguments={}))
+    if method == "step":
+        return await env.step(_message.validate_python(request["reply"]))
+    if method == "teacher":
+        return await env.teacher(_messages.validate_python(request["messages"]))
+    assert method in ("reward", "state_key", "close")
+    return await getattr(env, method)()
+
+
+def _listen(
+    wire: socket.socket, inbox: asyncio.Queue[dict[str, Any] | None], loop: asyncio.AbstractEventLoop
+) -> None:
+    """On a thread, so that a parent that is gone is noticed while a tool hangs."""
+    with wire.makefile("rb") as stream:
+        while len(head := stream.read(4)) == 4:
+            request = json.loads(stream.read(int.from_bytes(head, "big")))
+            loop.call_soon_threadsafe(inbox.put_nowait, request)
+    loop.call_soon_threadsafe(inbox.put_nowait, None)
+    time.sleep(CLOSE_SECONDS)
+    os._exit(1)
+
+
+def _frame(value: Mapping[str, Any]) -> bytes:
+    body = json.dumps(value, default=_plain).encode()
+    return len(body).to_bytes(4, "big") + body
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return dict(value) if isinstance(value, Mapping) else list(value)
+
+
+def _exit(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,205 @@
+"""TRL ``environment_factory`` classes, as they are.
+
+    class Counter:                                  # no base class, no decorator
+        def reset(self, **row) -> str | None: ...   # gets the row's columns; returns what to append
+        def add(self, n: int) -> str: ...           # public methods are tools
+        def get_reward(self) -> float: ...          # or an attribute `reward`; `done = True` ends the episode
+
+The contract is that of ``trl.GRPOTrainer``, with what it leaves out: ``close`` is never a tool and is called,
+``done`` ends the episode, and ``reset`` is given only the columns that it names. Reward functions that TRL
+classes rely on otherwise stand in the recipe under ``rewards``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, get_args
+
+from turnwise.envs.base import Env
+from turnwise.envs.schema import describe_function
+from turnwise.envs.tools import Tool, then
+from turnwise.errors import EnvError, EnvSpecError
+from turnwise.types import Content, Message, Role, Step, Task, TextBlock, ToolCall
+
+NOT_TOOLS = ("reset", "get_reward", "close")
+
+
+def adapt(factory: Callable[..., Any]) -> type[Env]:
+    """An `Env` class over a TRL-style class, or over a function that returns an instance of one.
+
+    Raises:
+        EnvSpecError: Its instances have no ``reset``, or a tool cannot be described.
+    """
+    if isinstance(factory, type):
+        inner = factory
+    else:
+        probe = factory()
+        inner = type(probe)
+        close = getattr(probe, "close", None)
+        if callable(close) and not inspect.iscoroutinefunction(close):
+            close()
+    if not callable(getattr(inner, "reset", None)):
+        raise EnvSpecError(f"{inner.__name__} is no environment: it has no reset(**row)")
+    namespace = {
+        "inner_class": inner,
+        "factory": staticmethod(factory),
+        "system": None,
+        "__signature__": inspect.signature(factory),
+        "__module__": inner.__module__,
+        "__doc__": inner.__doc__,
+    }
+    for knob in ("max_turns", "max_tool_calls", "inline", "isolation"):
+        if knob in vars(inner):
+            namespace[knob] = vars(inner)[knob]
+    return type(inner.__name__, (TrlEnv,), namespace)
+
+
+class TrlEnv(Env):
+    """Speaks `Env` for an instance of ``inner_class``; subclassed by `adapt`."""
+
+    inner_class: ClassVar[type] = object
+    factory: ClassVar[Callable[..., Any]]
+
+    def __init__(self, **args: Any) -> None:
+        self.inner: Any = type(self).factory(**args)
+
+    @classmethod
+    def toolset(cls) -> Sequence[Tool]:
+        """The public methods, in the order that TRL lists them."""
+        tools = []
+        for name, function in inspect.getmembers(cls.inner_class, inspect.isfunction):
+            if name.startswith("_") or name in NOT_TOOLS:
+                continue
+            static = isinstance(inspect.getattr_static(cls.inner_class, name), staticmethod)
+            described = describe_function(function, owner=cls.inner_class, method=not static)
+            tools.append(
+                Tool(
+                    schema=described.schema,
+                    builders=described.builders,
+                    bind=partial(_bind, name=name),
+                    is_async=inspect.iscoroutinefunction(function),
+                )
+            )
+        return tools
+
+    def reset(self, task: Task) -> Any:
+        """Reset with the columns that the class names; its observation joins the row's prompt."""
+        returned = self.inner.reset(**_named_columns(self.inner.reset, task))
+        if inspect.isawaitable(returned):
+            return then(returned, partial(_opening, task.get("prompt")))
+        return _opening(task.get("prompt"), returned)
+
+    def reward(self) -> Any:
+        """``get_reward()``, or the attribute ``reward``; no reward where there is neither, or None."""
+        if hasattr(self.inner, "get_reward"):
+            value = self.inner.get_reward()
+            return then(value, _named_reward) if inspect.isawaitable(value) else _named_reward(value)
+        return _named_reward(getattr(self.inner, "reward", None))
+
+    def close(self) -> Any:
+        """Close the instance, where it can be closed."""
+        close = getattr(self.inner, "close", None)
+        return close() if callable(close) else None
+
+
+def _bind(env: TrlEnv, name: str) -> Callable[..., Any]:
+    """The instance's method; ``done`` is looked at after it."""
+    method = getattr(env.inner, name)
+
+    def finish(value: Any) -> Any:
+        value = _blocks(value)
+        done = bool(getattr(env.inner, "done", False))
+        return Step(value, terminated=True) if done and not isinstance(value, Step) else value
+
+    if inspect.iscoroutinefunction(method):
+
+        async def call_async(**arguments: Any) -> Any:
+            return finish(await method(**arguments))
+
+        return call_async
+
+    def call(**arguments: Any) -> Any:
+        value = method(**arguments)
+        return then(value, finish) if inspect.isawaitable(value) else finish(value)
+
+    return call
+
+
+def _named_columns(reset: Callable[..., Any], task: Task) -> dict[str, Any]:
+    parameters = inspect.signature(reset).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return dict(task)
+    names = {parameter.name for parameter in parameters}
+    return {key: value for key, value in task.items() if key in names}
+
+
+def _opening(prompt: Any, returned: Any) -> Content | list[Message]:
+    """The first messages: the prompt, with what ``reset`` returned appended to its last one."""
+    said: Any = _blocks(returned)
+    if prompt is None:
+        if said is None:
+            raise EnvError("reset returned None and the row has no 'prompt': the policy is told nothing")
+        return said  # type: ignore[no-any-return]  # checked by the host, as every reset's result is
+    messages = [Message.user(prompt)] if isinstance(prompt, str) else [_message(entry) for entry in prompt]
+    if not messages:
+        raise EnvError("the row's 'prompt' is an empty list")
+    if said is not None:
+        last = messages[-1]
+        messages[-1] = Message(role=last.role, content=_joined(last.content, said), name=last.name)
+    return messages
+
+
+def _joined(content: Content, said: Any) -> Content:
+    if isinstance(content, str) and isinstance(said, str):
+        return content + said
+    return (*_as_blocks(content), *_as_blocks(said))
+
+
+def _as_blocks(content: Any) -> tuple[Any, ...]:
+    return (TextBlock(text=content),) if isinstance(content, str) else tuple(content)
+
+
+def _blocks(value: Any) -> Any:
+    """TRL's ``[{"type": "text", "text": …}]`` as blocks of ours; anything else as it is."""
+    if not isinstance(value, list) or not value:
+        return value
+    if not all(isinstance(part, Mapping) and set(part) == {"type", "text"} for part in value):
+        return value
+    return tuple(TextBlock(text=part["text"]) for part in value)
+
+
+def _message(entry: Any) -> Message:
+    """A chat message written as a mapping, as datasets hold them."""
+    if isinstance(entry, Message):
+        return entry
+    if not isinstance(entry, Mapping) or entry.get("role") not in get_args(Role):
+        raise EnvError(
+            f"the row's 'prompt' holds {entry!r}; expected {{'role': …, 'content': …}} "
+            f"with a role among {', '.join(get_args(Role))}"
+        )
+    calls = []
+    for index, call in enumerate(entry.get("tool_calls") or ()):
+        function = call.get("function", call)
+        calls.append(
+            ToolCall(
+                name=function["name"], arguments=function.get("arguments", {}), id=call.get("id", f"p{index}")
+            )
+        )
+    content = _blocks(entry.get("content") or "")
+    if not isinstance(content, str | tuple):
+        raise EnvError(f"the row's 'prompt' holds content that is neither text nor text blocks: {content!r}")
+    return Message(
+        role=entry["role"],
+        content=content,
+        tool_calls=tuple(calls),
+        tool_call_id=entry.get("tool_call_id"),
+        name=entry.get("name"),
+        reasoning=entry.get("reasoning_content"),
+    )
+
+
+def _named_reward(value: Any) -> Any:
+    # TRL leaves a None out of the advantages; here no reward is an empty mapping.
+    return {} if value is None else value

@@ -12,6 +12,8 @@ from turnwise.types import Message, ToolCall, ToolSchema
 
 HUGE = 200_000
 """Characters of the huge strings among the garbage."""
+ODD_VALUES: Mapping[str, Any] = {"null": None, "a list": [[]], "an object": {"a": {}}, "a boolean": True}
+"""Tried for every parameter that does not take them."""
 DEPTH = 4
 """How deep a drawn value may nest."""
 
@@ -45,7 +47,7 @@ def garbage(tools: Sequence[ToolSchema]) -> dict[str, Message]:
         }
         if tool.parameters.get("required"):
             wrong["no arguments"] = {}
-        for kind, value in {"null": None, "a list": [[]], "an object": {"a": {}}, "a boolean": True}.items():
+        for kind, value in ODD_VALUES.items():
             if properties and not any(_takes(part, value, tool.parameters) for part in properties.values()):
                 wrong[f"{kind} for each argument"] = dict.fromkeys(properties, value)
         for kind, arguments in wrong.items():

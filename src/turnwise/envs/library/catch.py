@@ -39,7 +39,7 @@ class Catch(Env):
     paths that no train row has.
 
     Args:
-        rows: Rows of the board; an episode has ``rows - 1`` moves.
+        rows: Rows of the board; an episode has ``rows - 1`` moves (more than 32 need a higher ``max_turns``).
         columns: Columns of the board.
         miss_reward: Paid for a missed ball; -1 is OpenSpiel's.
         wind: Probability, at each row, that the ball drifts one column left or right as it falls. No longer
@@ -53,6 +53,7 @@ class Catch(Env):
     """
 
     inline = True
+    max_turns = 32
 
     def __init__(
         self,

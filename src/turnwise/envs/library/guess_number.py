@@ -23,7 +23,8 @@ class GuessNumber(Env):
     Args:
         low: The smallest secret.
         high: The largest secret.
-        guesses: How many guesses there are; after the last wrong one the environment ends the episode.
+        guesses: How many guesses there are; after the last wrong one the environment ends the episode. (More
+            than 20 need a higher ``max_turns``.)
         discount: The k-th guess, when right, pays ``discount ** (k - 1)``; 1 pays every success alike.
         test_share: Share of the numbers that are held out (at least one is, and one is not).
         error: The teacher's probability of an error at each guess: any number in range but the right one to
@@ -31,6 +32,7 @@ class GuessNumber(Env):
     """
 
     inline = True
+    max_turns = 20
 
     def __init__(
         self,

@@ -16,13 +16,14 @@ import random
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
 from turnwise.envs.base import Env, tool
 from turnwise.envs.library.entries import pack, unpack
 from turnwise.envs.library.splits import TRAIN, checked, split_of
+from turnwise.envs.spec import ClassSpec, class_spec
 from turnwise.errors import EnvError, EnvSpecError, MissingExtraError, ScoringError, boundary
 from turnwise.types import Message, Step, Task, ToolCall
 
@@ -154,7 +155,7 @@ class Question(Env):
             with boundary(ScoringError, f"reasoning_gym:{self.name}: score_answer"):
                 score = float(self.scorer.score_answer(answer, self.entry))
         except ScoringError as error:
-            # It scores its own answers: what it cannot read is the policy's doing, so it is wrong and not a fault.
+            # What the scorer cannot read is the policy's doing: a wrong answer, not a fault.
             score, info = 0.0, {"scoring_error": str(error)}
         if not self.partial_credit:
             score = float(score >= 1.0)
@@ -209,18 +210,42 @@ class QuickNumberQuestion(NumberQuestion):
     inline = True
 
 
-def environment(dataset: str, *, numeric: bool) -> type[Question]:
-    """The class for a dataset: on the event loop where its scoring is quick, on a thread of its own
-    otherwise.
+CLASSES: Mapping[tuple[bool, bool], type[Question]] = {
+    (False, False): TextQuestion,
+    (False, True): QuickTextQuestion,
+    (True, False): NumberQuestion,
+    (True, True): QuickNumberQuestion,
+}
+"""By: is the answer a number, is scoring quick. Only quick scoring runs on the event loop."""
+
+
+def make_spec(dataset: str, /, name: str | None, args: Mapping[str, Any]) -> ClassSpec:
+    """What ``reasoning_gym:<dataset>`` names.
+
+    Args:
+        dataset: The dataset's name.
+        name: What the run calls the environment.
+        args: `Question`'s arguments, and ``numeric``: the tool takes a number in place of text.
 
     Raises:
-        EnvSpecError: There is no such dataset.
+        EnvSpecError: No such dataset, no such setting, or settings that it refuses.
         MissingExtraError: The package is not installed.
     """
+    args = dict(args)
+    numeric = args.pop("numeric", False)
+    if not isinstance(numeric, bool):
+        raise EnvSpecError(f"numeric={numeric!r}; allowed are true and false")
     quick = dataset in QUICK_SCORES or _scores_by_text(dataset)
-    if numeric:
-        return QuickNumberQuestion if quick else NumberQuestion
-    return QuickTextQuestion if quick else TextQuestion
+    env_class = CLASSES[numeric, quick]
+    # Made once here, so that a setting that does not exist is an error now and not at the first episode.
+    env_class(dataset, **args)
+    reference = f"{env_class.__module__}:{env_class.__name__}"
+    return class_spec(
+        env_class,
+        name=name or f"reasoning_gym:{dataset}",
+        args={"dataset": dataset, **args},
+        reference=reference,
+    )
 
 
 def gold_answer(entry: dict[str, Any]) -> str | None:
@@ -259,7 +284,9 @@ def _dataset_types(name: str) -> tuple[type[Any], type[Any]]:
     known = _package().factory.DATASETS
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "`turnwise env list` names them all."
+        hint = (
+            f"did you mean {' or '.join(near)}?" if near else "`turnwise env list reasoning_gym` names all."
+        )
         raise EnvSpecError(f"reasoning-gym has no dataset {name!r}; {hint}")
     dataset, config = known[name]
     return dataset, config

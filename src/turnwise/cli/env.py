@@ -1,0 +1,134 @@
+"""``turnwise env``: make, list, check and play environments.
+
+turnwise env new shop                              # shop.py and test_shop.py, ready to be changed
+turnwise env list                                  # what there is
+turnwise env check shop.py:Shop                    # what would spoil a run
+turnwise env play catch --arg rows=6 --teacher     # by hand
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from turnwise.envs.session import EnvSpec
+
+app = typer.Typer(help="Make, list, check and play environments.", no_args_is_help=True)
+
+Spec = Annotated[
+    str,
+    typer.Argument(
+        help="An environment: catch, reasoning_gym:chain_sum, package.module:Class, path.py:Class.",
+        metavar="SPEC",
+    ),
+]
+Args = Annotated[
+    list[str] | None,
+    typer.Option("--arg", "-a", help="An argument of the environment, as KEY=VALUE; may be repeated."),
+]
+
+
+@app.command("new")
+def new(
+    name: Annotated[str, typer.Argument(help="Its name in snake_case, such as web_shop.")],
+    directory: Annotated[Path, typer.Option("--dir", help="Where to write it.")] = Path("."),
+) -> None:
+    """Write a small environment and its test, ready to be changed."""
+    from turnwise.cli.env_new import scaffold
+
+    written, class_name = scaffold(name, directory)
+    for path in written:
+        typer.echo(f"wrote {path}")
+    typer.echo(f"\nnext:  turnwise env check {written[0]}:{class_name}")
+    typer.echo(f"       turnwise env play {written[0]}:{class_name} --teacher")
+    typer.echo(f"       pytest {written[1]}")
+
+
+@app.command("list")
+def list_environments(
+    source: Annotated[
+        str | None, typer.Argument(help="List what is in it: reasoning_gym.", show_default=False)
+    ] = None,
+) -> None:
+    """List the environments that come with Turnwise."""
+    from turnwise.cli.env_list import show_datasets, show_library
+
+    if source is None:
+        show_library()
+    else:
+        show_datasets(source)
+
+
+@app.command("check")
+def check_environment(
+    spec: Spec,
+    arg: Args = None,
+    episodes: Annotated[int, typer.Option(help="Tasks of each split to play.", min=1)] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the scripted players.")] = 0,
+) -> None:
+    """Look for everything that would spoil a run; exit code 1 if there is an error."""
+    from turnwise.cli.env_check import show
+    from turnwise.envs.check import check
+
+    report = asyncio.run(check(find(spec, arg), episodes=episodes, seed=seed))
+    show(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command("play")
+def play_environment(
+    spec: Spec,
+    arg: Args = None,
+    split: Annotated[str, typer.Option(help="train or test.")] = "train",
+    task: Annotated[int, typer.Option(help="Which row of the split, counted from 0.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the episode.")] = 0,
+    teacher: Annotated[
+        bool, typer.Option("--teacher", help="Show what the teacher would say; Enter says it.")
+    ] = False,
+) -> None:
+    """Play one episode by hand, in the terminal or from piped lines."""
+    from turnwise.cli.env_play import Game
+
+    game = Game(find(spec, arg), show_teacher=teacher)
+    try:
+        asyncio.run(game.play(split=split, index=task, seed=seed))
+    except KeyboardInterrupt:
+        typer.echo("\nleft the game")
+
+
+def find(spec: str, args: list[str] | None) -> EnvSpec:
+    """The environment with its arguments.
+
+    Raises:
+        EnvSpecError: There is no such environment, or an argument is not ``key=value``.
+    """
+    from turnwise.envs.registry import make
+
+    return make(spec, args=parse_args(args or []))
+
+
+def parse_args(pairs: list[str]) -> dict[str, Any]:
+    """``["rows=6", "wind=0.3"]`` as ``{"rows": 6, "wind": 0.3}``: values are YAML, as in recipes.
+
+    Raises:
+        EnvSpecError: Not ``key=value``, or the value is not YAML.
+    """
+    import yaml
+
+    from turnwise.errors import EnvSpecError
+
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise EnvSpecError(f"--arg {pair!r} is not KEY=VALUE, such as --arg rows=6")
+        try:
+            out[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise EnvSpecError(f"--arg {pair!r}: the value is not YAML: {error}") from error
+    return out

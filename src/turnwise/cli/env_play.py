@@ -207,17 +207,21 @@ class Game:
         return line
 
     def _show(self, message: Message) -> None:
-        text = Text(message.text or "(nothing)")
-        if message.role == "system":
-            text.stylize("dim")
-        self.console.print(Padding(text, (0, 0, 0, 2)))
+        # An escape sequence in an observation is shown, not obeyed.
+        text = (message.text or "(nothing)").replace("\x1b", "␛")
+        self._indented(text, 2, "dim" if message.role == "system" else "")
 
     def _show_tools(self, tools: Sequence[ToolSchema], has_step: bool) -> None:
         for tool in tools:
-            self._line(f"  {call_form(tool)}", "cyan", f"  {tool.description.splitlines()[0]}", "dim")
+            self._line(f"  {call_form(tool)}", "cyan")
+            if tool.description:
+                self._indented(tool.description.splitlines()[0], 4, "dim")
         if not tools or has_step:
             self._line("  answer in plain text", "cyan")
         self._line(f"  {HELP}", "dim")
+
+    def _indented(self, text: str, columns: int, style: str) -> None:
+        self.console.print(Padding(Text(text, style=style), (0, 0, 0, columns), expand=False))
 
     def _line(self, text: str, style: str, rest: str = "", rest_style: str = "") -> None:
         self.console.print(Text.assemble((text, style), (rest, rest_style)), soft_wrap=True)

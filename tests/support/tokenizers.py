@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -65,15 +67,29 @@ _CORPUS = (
 )
 
 
+def trl_template(name: str) -> str:
+    """The Jinja text of a published model's template, as the installed trl ships it: ``llama3_1``."""
+    trl = importlib.util.find_spec("trl")
+    assert trl is not None and trl.origin is not None
+    return (Path(trl.origin).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+
+
 def tiny_tokenizer(
-    chat_template: str | None = CHATML_TOOLS, *, texts: Sequence[str] = (), vocab_size: int = 512
+    chat_template: str | None = CHATML_TOOLS,
+    *,
+    texts: Sequence[str] = (),
+    vocab_size: int = 512,
+    specials: Sequence[str] = (),
+    bos: str | None = None,
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with Qwen's special tokens: any text round-trips, nothing is downloaded.
 
     Args:
         chat_template: Jinja text; None leaves the tokenizer without a template.
         texts: Fitted on besides a small corpus of chat boilerplate.
-        vocab_size: At most; 256 bytes and the special tokens are always in it.
+        vocab_size: At most, ``specials`` apart; 256 bytes and Qwen's special tokens are always in it.
+        specials: More special tokens, for the templates of other families.
+        bos: The token that begins a text, where the template asks for one; a special token too.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -99,10 +115,12 @@ def tiny_tokenizer(
     tokenizer.train_from_iterator([*_CORPUS, *texts], trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in QWEN_SPECIALS[:3]])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in QWEN_SPECIALS[3:]])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in specials])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
+        bos_token=bos,
         clean_up_tokenization_spaces=False,
     )
     fast.chat_template = chat_template

@@ -22,7 +22,8 @@ from turnwise.types import Message, Role, ToolCall, ToolSchema
 
 _TRYING = (
     "", "  padded \n", "\n\nlines\n\n", '{"a": [1, "two"], "b": null}', "Ünï — 漢字 🙂",
-    "<b>&amp;</b> 'quoted'", "<tool_response>\nx\n</tool_response>", "<think>\nhm\n</think>\n\nyes", "/no_think", "[1, 2]", "7",
+    "<b>&amp;</b> 'quoted'", "<tool_response>\nx\n</tool_response>",
+    "<think>\nhm\n</think>\n\nyes", "/no_think", "[1, 2]", "7",
 )  # fmt: skip
 """Contents that templates are known to strip, escape, parse or look into."""
 

@@ -145,18 +145,19 @@ def _kind(message: Message) -> str:
 def _difference(ours: str, theirs: str, ids: Sequence[int], whole: Sequence[int]) -> str:
     """Where two renderings part."""
     if ours == theirs:
-        at = next(
-            (i for i, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), min(len(ids), len(whole))
-        )
-        return f"the text is equal, its tokens are not from token {at} on"
-    same = next(
-        (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
-    )
+        return f"the text is equal, its tokens are not from token {common_length(ids, whole)} on"
+    same = common_length(ours, theirs)
     start = max(0, same - 30)
     return (
         f"the whole conversation has {theirs[start : same + 40]!r} where prompt and bridges have "
         f"{ours[start : same + 40]!r}"
     )
+
+
+def common_length(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many items two sequences share from the front."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 PROBE_TOOLS = (PROBE_TOOL,)

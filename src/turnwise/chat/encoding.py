@@ -19,9 +19,8 @@ from typing import Any
 
 from turnwise.errors import TemplateError
 
-# Unicode noncharacters, reserved for a program's internal use: no text in interchange holds them.
+# Unicode noncharacters, reserved for a program's internal use. Text that holds them has them marked too.
 _START, _END = "\ufdd0", "\ufdd1"
-_NOT_IN_TEXT = str.maketrans({_START: "\ufffd", _END: "\ufffd"})
 
 
 def _any_of(tokens: Iterable[str]) -> str:
@@ -61,10 +60,12 @@ class Encoder:
             if token.content.strip() and (token.special or token.content in template)
         )
         """Tokens that structure a conversation."""
-        self._control_pattern = re.compile(_any_of(self.control))
-        self._added_pattern = re.compile(_any_of(self.added))
+        self._to_mark = re.compile(f"{_any_of(self.control)}|[{_START}{_END}]")
         added = _any_of(self.added)
-        self._pieces = re.compile(f"{_START}(?P<marked>{added}){_END}|(?P<token>{added})|[{_START}{_END}]")
+        self._added_pattern = re.compile(added)
+        self._pieces = re.compile(
+            f"{_START}(?P<marked>{added}|[{_START}{_END}]){_END}|(?P<token>{added})|[{_START}{_END}]"
+        )
 
     def fingerprint(self) -> str:
         """Hash of the tokenizer: vocabulary, merges, added tokens, normalisation."""
@@ -73,18 +74,16 @@ class Encoder:
     def mark(self, text: str, *, allow: frozenset[str] = frozenset()) -> str:
         """``text`` with its control tokens marked as ordinary text, those in ``allow`` left as tokens."""
         if not text.isascii():
-            if _START in text or _END in text:
-                text = text.translate(_NOT_IN_TEXT)
             # Half a character (of a file name, of a careless escape) is no text: no tokenizer takes it.
             text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        if not self._control_pattern.search(text):
+        if not self._to_mark.search(text):
             return text
 
         def wrap(match: re.Match[str]) -> str:
             token = match.group()
             return token if token in allow else f"{_START}{token}{_END}"
 
-        return self._control_pattern.sub(wrap, text)
+        return self._to_mark.sub(wrap, text)
 
     def mark_all(self, value: Any) -> Any:
         """JSON values with every string marked, keys too."""
@@ -95,11 +94,6 @@ class Encoder:
         if isinstance(value, (list, tuple)):
             return [self.mark_all(item) for item in value]
         return value
-
-    @staticmethod
-    def unmark(text: str) -> str:
-        """``text`` as people read it."""
-        return text.replace(_START, "").replace(_END, "")
 
     def find_added(self, text: str, start: int = 0) -> list[re.Match[str]]:
         """Where added tokens stand in ``text`` from ``start`` on, in order."""

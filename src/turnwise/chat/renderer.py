@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
-import itertools
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.chat.bridge import Bridge
-from turnwise.chat.check import PROBE_TOOLS, TemplateReport, check_template
+from turnwise.chat.check import PROBE_TOOLS, TemplateReport, check_template, common_length
 from turnwise.chat.dialects import DIALECTS, Dialect, PlainDialect, ResponseTemplateDialect, find_dialect
 from turnwise.chat.template import PROBE, PROBE_TOOL, ChatTemplate, probe_call
 from turnwise.errors import TemplateError, boundary
@@ -206,9 +205,11 @@ class TemplateRenderer:
                 "the chat template writes no token after a reply, so none can be demonstrated"
             )
         if not answered.startswith(asked):
+            same = common_length(asked, answered)
+            part = slice(max(0, same - 20), same + 40)
             raise TemplateError(
-                "the chat template writes a past reply differently from where it asks for one: it ends "
-                f"{asked[-60:]!r} to ask and goes on {answered[len(asked) - 60 :][:120]!r} for a past one"
+                "the chat template writes a past reply differently from where it asks for one: "
+                f"{asked[part]!r} to ask, {answered[part]!r} for a past one"
                 + (" (the message has reasoning: is thinking off?)" if message.reasoning else "")
             )
         stop = answered.rfind(end)
@@ -252,8 +253,7 @@ class TemplateRenderer:
         question = [Message.user("Hello.")]
         asked = self.template.render(question, [PROBE_TOOL], generate=True)
         written = self.template.render([*question, Message.assistant("", call)], [PROBE_TOOL], generate=False)
-        same = (a == b for a, b in zip(asked, written, strict=False))
-        written = written[sum(itertools.takewhile(bool, same)) :]
+        written = written[common_length(asked, written) :]
         end = self.template.call_turn_end
         if end is not None:
             written = written[: written.rfind(end)]
@@ -277,7 +277,7 @@ class TemplateRenderer:
         for report in reports.values():
             if not report.bridges:
                 log.warning(
-                    "the chat template cannot be extended: every turn starts a new segment, prefilled whole. %s",
+                    "the chat template cannot be extended: each turn is a new segment, prefilled whole. %s",
                     report.note,
                 )
                 break

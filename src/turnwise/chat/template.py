@@ -51,7 +51,8 @@ class ChatTemplate:
         if not (source or own):
             name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
             raise TemplateError(
-                f"the tokenizer {name} has no chat template; set model.chat_template to a Jinja file (a base model needs one to learn to chat)"
+                f"the tokenizer {name} has no chat template; set model.chat_template to a Jinja file "
+                "(a base model needs one to learn to chat)"
             )
         self.source: str = source or (own if isinstance(own, str) else "\n".join(own.values()))
         self._override = source

@@ -1,0 +1,387 @@
+"""Run directories: everything that a run leaves behind, and all that it needs to go on after a crash.
+
+    runs/<name>/
+      recipe.yaml                 the recipe, resolved
+      trajectories/<stage>.jsonl  one finished episode a line, failed ones included; only ever grows
+      steps.jsonl                 which trajectories each update used
+      metrics.jsonl               one line a step
+      checkpoints/<stage>-<step>/ model directories; one that is there is complete
+      done/<stage>.json           a stage that is finished, with what it wants to be remembered
+      summary.json, report.html
+
+Reading needs nothing and may be done while a run goes on. Writing needs `RunDir.lock`:
+
+    run = RunDir(Path("runs/quickstart"))
+    with run.lock():
+        run.append("rl", trajectory)            # on disk when this returns
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from turnwise.codec import SCHEMA, decode, decode_id, encode, parse
+from turnwise.errors import StoreError
+from turnwise.journal import Journal, sync_directory, write_atomic
+from turnwise.types import Trajectory
+
+_STAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+_held_locks: set[int] = set()
+
+
+def _drop_locks_after_fork() -> None:
+    # A forked worker that outlives this process would otherwise keep the run locked.
+    for fd in _held_locks:
+        os.close(fd)
+    _held_locks.clear()
+
+
+os.register_at_fork(after_in_child=_drop_locks_after_fork)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """One update of the weights: what a resumed run needs to make it again from disk."""
+
+    stage: str
+    step: int
+    trajectory_ids: tuple[str, ...]
+    """In the order in which the update used them."""
+    info: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values that the stage wants back, such as the version of the weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A complete model directory of a run."""
+
+    stage: str
+    step: int
+    path: Path
+
+
+class RunDir:
+    """One run on disk. Use it from one thread."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._lock_fd: int | None = None
+        self._journals: dict[str, Journal] = {}
+        self._known_ids: dict[str, set[str]] = {}
+        self._known_steps: set[tuple[str, int]] | None = None
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    # -- the lock -----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[RunDir]:
+        """Be the only writer, until the block ends or the process dies. Makes the directory.
+
+        Raises:
+            StoreError: Another process writes to this run; the message names it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as cause:
+            raise StoreError(f"cannot write to the run directory {self.path}: {cause.strerror}") from cause
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as cause:
+            holder = os.pread(fd, 32, 0).decode().strip() or "unknown"
+            os.close(fd)
+            raise StoreError(
+                f"{self.path} is being written by process {holder}: wait for it or stop it, or give this run "
+                "another name"
+            ) from cause
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        _held_locks.add(fd)
+        self._lock_fd = fd
+        try:
+            self._sweep()
+            yield self
+        finally:
+            for journal in self._journals.values():
+                journal.close()
+            # Whoever writes next may add to the files, so nothing that is known about them lasts.
+            self._journals.clear()
+            self._known_ids.clear()
+            self._known_steps = None
+            self._lock_fd = None
+            _held_locks.discard(fd)
+            os.close(fd)
+
+    def _sweep(self) -> None:
+        """Clear away what a killed process was in the middle of."""
+        for part in self.path.glob(".*.part"):
+            part.unlink(missing_ok=True)
+        for part in self._checkpoints_dir.glob(".*.part"):
+            shutil.rmtree(part, ignore_errors=True)
+
+    def _writer(self, name: str) -> Journal:
+        assert self._lock_fd is not None, "writing to a run needs its lock: with run.lock(): …"
+        if name not in self._journals:
+            self._journals[name] = Journal(self.path / name)
+        return self._journals[name]
+
+    # -- trajectories -------------------------------------------------------------------------------
+
+    def append(self, stage: str, trajectory: Trajectory) -> None:
+        """Store a finished episode. When this returns, the death of the process cannot undo it.
+
+        Raises:
+            StoreError: The stage holds this id already, the disk is full, or a number is not finite.
+                Everything stored before is intact.
+        """
+        known = self._known_ids.get(stage)
+        if known is None:
+            known = self._known_ids[stage] = self.ids(stage)
+        if trajectory.id in known:
+            raise StoreError(
+                f"{self._trajectories(stage)} already holds trajectory {trajectory.id}: "
+                "every episode is stored once"
+            )
+        self._writer(f"trajectories/{_checked(stage)}.jsonl").append(encode(trajectory))
+        known.add(trajectory.id)
+
+    def read(self, stage: str) -> Iterator[Trajectory]:
+        """The stage's trajectories in the order in which they finished, one at a time in memory."""
+        return read_trajectories(self._trajectories(stage))
+
+    def ids(self, stage: str) -> set[str]:
+        """The ids of the stage's trajectories; nothing else of them is decoded."""
+        path = self._trajectories(stage)
+        return {_at(path, number, decode_id, line) for number, line in enumerate(Journal(path).lines(), 1)}
+
+    def stages(self) -> list[str]:
+        """The stages that have trajectories, by name."""
+        return sorted(path.stem for path in (self.path / "trajectories").glob("*.jsonl"))
+
+    def _trajectories(self, stage: str) -> Path:
+        return self.path / "trajectories" / f"{_checked(stage)}.jsonl"
+
+    # -- steps and metrics --------------------------------------------------------------------------
+
+    def append_step(self, record: StepRecord) -> None:
+        """Record an update before it is made; its trajectories are flushed first.
+
+        Raises:
+            StoreError: The step is recorded already, or the disk is full.
+        """
+        if self._known_steps is None:
+            self._known_steps = {(known.stage, known.step) for known in self.steps()}
+        if (record.stage, record.step) in self._known_steps:
+            raise StoreError(f"{self.path / 'steps.jsonl'} already holds {record.stage} step {record.step}")
+        if trajectories := self._journals.get(f"trajectories/{record.stage}.jsonl"):
+            trajectories.sync()
+        journal = self._writer("steps.jsonl")
+        journal.append(_record({
+            "stage": record.stage, "step": record.step,
+            "trajectory_ids": record.trajectory_ids, "info": dict(record.info),
+        }))  # fmt: skip
+        journal.sync()
+        self._known_steps.add((record.stage, record.step))
+
+    def steps(self, stage: str | None = None) -> Iterator[StepRecord]:
+        """The recorded updates, oldest first; of one stage or of all."""
+        for record in self._records("steps.jsonl"):
+            if stage in (None, record["stage"]):
+                yield StepRecord(**record | {"trajectory_ids": tuple(record["trajectory_ids"])})
+
+    def metrics(self, stage: str, step: int, values: Mapping[str, float | None]) -> None:
+        """Add a line of metrics. What is not finite is written as null."""
+        self._writer("metrics.jsonl").append(
+            _record({"stage": stage, "step": step, "time": round(time.time(), 3), **values})
+        )
+
+    def read_metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
+        """The metrics of every step, in order; where a resumed run redid a step, what it wrote last.
+
+        Each is ``{"stage": …, "step": …, "time": …, name: number or None, …}``.
+        """
+        last = {(record["stage"], record["step"]): record for record in self._records("metrics.jsonl")}
+        return [record for (found, _), record in sorted(last.items()) if stage in (None, found)]
+
+    def _records(self, name: str) -> Iterator[dict[str, Any]]:
+        path = self.path / name
+        for number, line in enumerate(Journal(path).lines(), 1):
+            yield _at(path, number, parse, line)
+
+    # -- checkpoints --------------------------------------------------------------------------------
+
+    @property
+    def _checkpoints_dir(self) -> Path:
+        return self.path / "checkpoints"
+
+    @contextlib.contextmanager
+    def checkpoint(self, stage: str, step: int) -> Iterator[Path]:
+        """An empty directory to save a model into; it becomes the checkpoint, whole, when the block ends.
+
+            with run.checkpoint("rl", 20) as path:
+                learner.save(path)
+
+        Raises:
+            StoreError: The disk is full; no part of a checkpoint is left and older ones are intact.
+        """
+        assert self._lock_fd is not None, "writing to a run needs its lock: with run.lock(): …"
+        final = self._checkpoints_dir / f"{_checked(stage)}-{step}"
+        part, old = final.with_name(f".{final.name}.part"), final.with_name(f".{final.name}.old.part")
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            part.mkdir(parents=True)
+            yield part
+            _sync_tree(part)
+            if final.exists():
+                final.replace(old)
+            part.replace(final)
+            sync_directory(self._checkpoints_dir)
+        except OSError as cause:
+            raise StoreError(
+                f"cannot write the checkpoint {final}: {cause.strerror or cause}; older ones are intact"
+            ) from cause
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+    def checkpoints(self, stage: str) -> list[Checkpoint]:
+        """The stage's complete checkpoints, oldest first."""
+        found = []
+        for path in self._checkpoints_dir.glob(f"{_checked(stage)}-*"):
+            name, _, step = path.name.rpartition("-")
+            if name == stage and step.isdigit():
+                found.append(Checkpoint(stage=stage, step=int(step), path=path))
+        return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+    def latest(self, stage: str) -> Checkpoint | None:
+        """The stage's last complete checkpoint."""
+        return next(reversed(self.checkpoints(stage)), None)
+
+    def prune(self, stage: str, keep: int) -> None:
+        """Delete the stage's checkpoints save for the last ``keep``."""
+        for checkpoint in self.checkpoints(stage)[: -keep or None]:
+            # Out of sight first: what is half deleted must not look complete.
+            gone = checkpoint.path.with_name(f".{checkpoint.path.name}.gone.part")
+            checkpoint.path.replace(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+    # -- whole files --------------------------------------------------------------------------------
+
+    def mark_done(self, stage: str, info: Mapping[str, Any]) -> None:
+        """Record that a stage is finished, with JSON values to be had from `done`."""
+        write_json(self.path / "done" / f"{_checked(stage)}.json", dict(info))
+
+    def done(self, stage: str) -> dict[str, Any] | None:
+        """What `mark_done` recorded; None for a stage that is not finished."""
+        return _read_json(self.path / "done" / f"{_checked(stage)}.json")
+
+    def write_recipe(self, text: str) -> None:
+        """Keep the resolved recipe."""
+        write_atomic(self.path / "recipe.yaml", text.encode())
+
+    def recipe(self) -> str | None:
+        """The resolved recipe's YAML; None before the first run."""
+        try:
+            return (self.path / "recipe.yaml").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``."""
+        write_json(self.path / "summary.json", dict(summary))
+
+    def summary(self) -> dict[str, Any] | None:
+        """What ``summary.json`` holds; None where there is none yet."""
+        return _read_json(self.path / "summary.json")
+
+
+def read_trajectories(path: Path) -> Iterator[Trajectory]:
+    """The trajectories of a file of `RunDir`'s, one at a time in memory. A torn last line is left out.
+
+    Raises:
+        StoreError: A line is no trajectory, or of a newer schema; the message names the line.
+    """
+    for number, line in enumerate(Journal(path).lines(), 1):
+        yield _at(path, number, decode, line)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON in one step; what is not finite becomes null.
+
+    Raises:
+        StoreError: The disk is full, or the value is not JSON; the old file is intact.
+    """
+    try:
+        data = orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE, default=_number)
+    except TypeError as cause:
+        raise StoreError(f"{path}: {cause}") from cause
+    write_atomic(path, data)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        value: dict[str, Any] = orjson.loads(data)
+    except orjson.JSONDecodeError as cause:
+        raise StoreError(f"{path} is not JSON ({cause}): delete it and run the same command again") from cause
+    return value
+
+
+def _record(values: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps({"schema": SCHEMA, **values}, option=orjson.OPT_APPEND_NEWLINE, default=_number)
+    except TypeError as cause:
+        raise StoreError(f"a record holds what is not JSON: {cause}") from cause
+
+
+def _number(value: object) -> float | int | None:
+    """Numbers of other libraries (numpy's, a tensor of one element) by their value."""
+    item = getattr(value, "item", None)
+    if item is None:
+        raise TypeError(f"{type(value).__name__} is not JSON")
+    number = item()
+    if not isinstance(number, float | int):
+        raise TypeError(f"{type(value).__name__} is not a number")
+    return number if math.isfinite(number) else None
+
+
+def _at(path: Path, number: int, read: Any, line: bytes) -> Any:
+    try:
+        return read(line)
+    except StoreError as error:
+        raise StoreError(f"{path}, line {number}: {error}") from error
+
+
+def _checked(stage: str) -> str:
+    """Stages name files."""
+    if not _STAGE.fullmatch(stage):
+        raise StoreError(f"a stage's name must be letters, digits, '.', '_' and '-'; found {stage!r}")
+    return stage
+
+
+def _sync_tree(root: Path) -> None:
+    for path in root.rglob("*"):
+        if path.is_file():
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)

@@ -252,6 +252,8 @@ class Reply:
     kept_mass: list[float] | None = None
     finish: Finish = Finish.STOP
     images: tuple[str, ...] = ()
+    cached_tokens: int = 0
+    """How many tokens of the whole context the engine did not prefill."""
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -481,7 +483,7 @@ class Batch:
     """Samples packed into rows, one micro-batch. Two samples of 3 and 2 tokens in one row of 6:
 
     token_ids_BT  = [[a0 a1 a2 b0 b1  0]]
-    positions_BT  = [[ 0  1  2  0  1  0]]
+    positions_BT  = [[ 0  1  2  0  1  2]]      # padding continues the row's last document, which cannot see it
     documents_BT  = [[ 0  0  0  1  1 -1]]      # -1 is padding; attention never crosses documents
     loss_mask_BT, logprobs_BT, advantages_BT, weights_BT: as in the samples, 0 in padding
     """

@@ -1,0 +1,162 @@
+"""`play_group`: siblings of one task from one seed, side by side, none waiting for another.
+
+Where the arena has reward functions, siblings are scored together, and an episode counts as finished (it
+reaches the sink) when its group is scored. Without functions each reaches the sink the moment it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from turnwise.rollout.arena import Arena
+from turnwise.rollout.episode import Sink, Start, play_episode
+from turnwise.rollout.policy import Policy
+from turnwise.rollout.record import EpisodeOrder
+from turnwise.rollout.scoring import score_siblings
+from turnwise.types import Sampling, StopReason, Task, Trajectory, TrajectoryGroup
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupOrder:
+    """One group to play. Sibling k has the id ``{id}/s{k}``."""
+
+    id: str
+    """Unique in the run, and the same when the run is resumed: ``rl/12/catch/3``."""
+    env: str
+    task: Task
+    seed: int
+    size: int
+    finished: tuple[Trajectory, ...] = ()
+    """Siblings that are on disk already: not played again, save cancelled ones, which never finished."""
+
+    @property
+    def done(self) -> dict[str, Trajectory]:
+        """Finished siblings by id."""
+        return {one.id: one for one in self.finished if one.stop_reason is not StopReason.CANCELLED}
+
+    def episodes(self) -> list[EpisodeOrder]:
+        """All siblings, in order."""
+        return [
+            EpisodeOrder(
+                id=f"{self.id}/s{k}",
+                group_id=self.id,
+                env=self.env,
+                task=self.task,
+                seed=self.seed,
+                sibling=k,
+            )
+            for k in range(self.size)
+        ]
+
+
+async def play_group(
+    order: GroupOrder,
+    *,
+    arena: Arena,
+    policy: Policy,
+    sampling: Sampling,
+    sink: Sink,
+    slots: asyncio.Semaphore | None = None,
+    version: int = 0,
+) -> TrajectoryGroup:
+    """Play what is missing of a group.
+
+    Args:
+        order: The task, and which siblings there are already.
+        arena: Where.
+        policy: Who answers.
+        sampling: How.
+        sink: Called once for each sibling that is played here, whatever becomes of it.
+        slots: Bounds the episodes in flight, over all groups.
+        version: The weights that are current now.
+
+    Raises:
+        CancelledError: After every sibling that had started was ended and reached the sink.
+        Exception: What the sink raised, or a defect; the siblings were ended as if cancelled.
+    """
+    done = order.done
+    episodes = order.episodes()
+    missing = [episode for episode in episodes if episode.id not in done]
+    slots = slots or asyncio.Semaphore(order.size)
+    played = await play_siblings(
+        missing, tuple(done.values()), arena=arena, policy=policy, sampling=sampling, sink=sink, slots=slots
+    )
+    if any(one.metrics.get("start_differs") for one in played):
+        log.warning(
+            "group %s: siblings of one task and seed saw different first messages; "
+            "environment '%s' must draw from self.rng alone", order.id, order.env,
+        )  # fmt: skip
+    by_id = {**done, **{one.id: one for one in played}}
+    return TrajectoryGroup(
+        id=order.id,
+        env=order.env,
+        task=order.task,
+        trajectories=tuple(by_id[episode.id] for episode in episodes),
+        version=version,
+    )
+
+
+async def play_siblings(
+    episodes: Sequence[EpisodeOrder],
+    finished: Sequence[Trajectory] = (),
+    *,
+    arena: Arena,
+    policy: Policy,
+    sampling: Sampling,
+    sink: Sink,
+    slots: asyncio.Semaphore,
+) -> list[Trajectory]:
+    """Play episodes of one task side by side and score them together with those that are ``finished``.
+
+    Raises:
+        CancelledError, Exception: As for `play_group`.
+    """
+    start = Start(next((one.segments[0].prompt for one in finished if one.segments), None))
+    held: list[Trajectory] = []
+    deliver: Sink = held.append if arena.functions else sink
+
+    async def play(episode: EpisodeOrder) -> Trajectory:
+        async with slots:
+            return await play_episode(
+                episode, arena=arena, policy=policy, sampling=sampling, sink=deliver, start=start
+            )
+
+    try:
+        played = await _all([play(episode) for episode in episodes])
+        if arena.functions:
+            ours = {one.id for one in played}
+            scored = await score_siblings([*finished, *played], arena.functions)
+            played = held = [one for one in scored if one.id in ours]
+    except BaseException:
+        # Scores that were never given are no scores: what had ended by then counts as cancelled.
+        held = [one if one.stop_reason.failed else _cancelled(one) for one in held]
+        raise
+    finally:
+        if arena.functions:
+            for one in held:
+                sink(one)
+    return played
+
+
+async def _all(coroutines: Sequence[Coroutine[Any, Any, Trajectory]]) -> list[Trajectory]:
+    """All results in order; when one raises, or this is cancelled, the others are cancelled and awaited."""
+    if len(coroutines) == 1:
+        return [await coroutines[0]]
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def _cancelled(trajectory: Trajectory) -> Trajectory:
+    return replace(trajectory, stop_reason=StopReason.CANCELLED)

@@ -1,0 +1,265 @@
+"""`Scheduler`: which groups are played when, and which of them an update may learn from.
+
+    async with Scheduler(arenas=arenas, policy=policy, …) as scheduler:
+        for step in range(steps):
+            groups = await scheduler.next_step()         # the exact number of each environment
+            …                                            # one update
+            scheduler.advance(version)                   # its weights are published
+
+At dispatch the rule is soft: of each environment at most (updates + 1 + staleness) times the groups per step
+may have been dispatched. At consumption it is hard: a group with a token older than ``version - staleness`` is
+dropped, and its quota goes back, so that another takes its place. Staleness 0 is synchronous training, by the same code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+from turnwise.errors import TaskError
+from turnwise.rollout.arena import Arena
+from turnwise.rollout.budget import ErrorBudget
+from turnwise.rollout.episode import Sink
+from turnwise.rollout.group import GroupOrder, play_group
+from turnwise.rollout.policy import Policy
+from turnwise.types import Sampling, StopReason, Trajectory, TrajectoryGroup
+
+log = logging.getLogger(__name__)
+
+Source = Callable[[str, int], GroupOrder | None]
+"""The n-th group of an environment, n = 0, 1, 2, …; None skips one that was learned from already."""
+Finished = Callable[[str], tuple[Trajectory, ...]]
+"""The siblings of a group that are on disk, by the group's id."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    index: int
+    oldest: int
+    group: TrajectoryGroup
+
+
+class Scheduler:
+    """Plays groups ahead of the learner, as far as staleness allows.
+
+    Must be made and used on one event loop. Leaving its context cancels what is in flight; every episode that
+    had started has then reached the sink.
+
+    Args:
+        arenas: By environment name.
+        policy: Who answers.
+        sampling: How.
+        source: What to play.
+        groups_per_step: How many groups of each environment make one step.
+        sink: Takes every episode once, in the order they end.
+        staleness: How many versions old a consumed token may be.
+        concurrency: Episodes in flight.
+        version: The weights that are current now.
+        finished: Siblings that an earlier run has played: they are taken as they are.
+        retries: How often a group is played again whose siblings all failed, before another takes its place.
+            Each attempt has ids of its own: ``{id}~1/s0``.
+        max_failures: Episodes in a row that may fail with none succeeding.
+
+    Raises:
+        TaskError: ``groups_per_step`` names an environment that is not among the arenas.
+    """
+
+    def __init__(
+        self,
+        *,
+        arenas: Mapping[str, Arena],
+        policy: Policy,
+        sampling: Sampling,
+        source: Source,
+        groups_per_step: Mapping[str, int],
+        sink: Sink,
+        finished: Finished | None = None,
+        staleness: int = 0,
+        concurrency: int = 256,
+        version: int = 0,
+        retries: int = 2,
+        max_failures: int = 64,
+    ) -> None:
+        unknown = sorted(set(groups_per_step) - set(arenas))
+        if unknown:
+            raise TaskError(f"groups of unknown environments {unknown}; known: {sorted(arenas)}")
+        self.arenas, self.policy, self.sampling, self.source = arenas, policy, sampling, source
+        self.groups_per_step = {env: count for env, count in groups_per_step.items() if count > 0}
+        self.staleness, self.version, self.retries = staleness, version, retries
+        self.budget = ErrorBudget(
+            max_failures=max_failures,
+            max_excluded={name: arena.max_excluded for name, arena in arenas.items()},
+        )
+        self.counts: dict[str, int] = defaultdict(int)
+        """``stale_groups``, ``retried_groups``, ``replaced_groups``, ``start_differs``, so far."""
+        self._sink, self._finished = sink, finished
+        self._slots = asyncio.Semaphore(concurrency)
+        self._updates = 0
+        self._next = dict.fromkeys(self.groups_per_step, 0)
+        self._spent = dict.fromkeys(self.groups_per_step, 0)
+        """Quota in use: groups dispatched, without those that were dropped."""
+        self._ready: dict[str, list[_Ready]] = {env: [] for env in self.groups_per_step}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._problem: BaseException | None = None
+        self._closed = False
+        self._changed = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        """Start playing."""
+        self._dispatch()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Cancel what is in flight."""
+        await self.aclose()
+
+    async def next_step(self) -> list[TrajectoryGroup]:
+        """The groups of the next update, in the order of their environments and indices.
+
+        At staleness 0 the next step can only be had after `advance`.
+
+        Raises:
+            TooManyFailuresError: The error budget is used up.
+            Exception: What the sink or the source raised, or a defect in playing.
+        """
+        assert not self._closed, "the scheduler is closed"
+        while True:
+            self._check()
+            self._sweep()
+            self._dispatch()
+            self._check()
+            if all(len(self._ready[env]) >= count for env, count in self.groups_per_step.items()):
+                return self._take()
+            assert self._tasks, "nothing is in flight and nothing may be dispatched: advance() comes first"
+            self._changed.clear()
+            await self._changed.wait()
+
+    def advance(self, version: int) -> None:
+        """An update was made and its weights, of this version, are what the policy samples from now."""
+        assert version > self.version, f"versions go up: {version} after {self.version}"
+        self.version = version
+        self._updates += 1
+        self._dispatch()
+
+    async def aclose(self) -> None:
+        """Cancel what is in flight, wait for it, close the environments. May be called twice."""
+        self._closed = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(arena.aclose() for arena in self.arenas.values()))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Counts since the beginning, groups in flight and waiting, and each environment's exclusion rate."""
+        return {
+            **{f"scheduler/{name}": float(value) for name, value in self.counts.items()},
+            "scheduler/groups_in_flight": float(len(self._tasks)),
+            "scheduler/groups_ready": float(sum(map(len, self._ready.values()))),
+            **{f"excluded/{env}": rate for env, rate in self.budget.exclusion_rates.items()},
+        }
+
+    # -- dispatch ----------------------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        """Start what the quotas allow, one group of each environment after another."""
+        started = not self._closed and self._problem is None
+        while started:
+            started = False
+            for env, count in self.groups_per_step.items():
+                if self._spent[env] >= (self._updates + 1 + self.staleness) * count:
+                    continue
+                index, order = self._next_order(env)
+                self._spent[env] += 1
+                task = asyncio.ensure_future(self._play(index, order))
+                self._tasks.add(task)
+                task.add_done_callback(self._ended)
+                started = True
+
+    def _next_order(self, env: str) -> tuple[int, GroupOrder]:
+        while True:
+            index = self._next[env]
+            self._next[env] += 1
+            order = self.source(env, index)
+            if order is not None:
+                return index, order
+
+    async def _play(self, index: int, order: GroupOrder) -> None:
+        """Play a group until it is of use, within bounds; where it never is, its quota goes back."""
+        first = order.id
+        for attempt in range(self.retries + 1):
+            if attempt:
+                order = replace(order, id=f"{first}~{attempt}", finished=())
+            if self._finished is not None:
+                order = replace(order, finished=(*order.finished, *self._finished(order.id)))
+            group = await play_group(
+                order,
+                arena=self.arenas[order.env],
+                policy=self.policy,
+                sampling=self.sampling,
+                sink=self._deliver,
+                slots=self._slots,
+                version=self.version,
+            )
+            reasons = {one.stop_reason for one in group.trajectories}
+            if not all(reason.failed for reason in reasons):
+                self._ready[order.env].append(_Ready(index, oldest_version(group), group))
+                return
+            if reasons == {StopReason.PROMPT_TOO_LONG}:
+                break  # It will not get shorter.
+            self.budget.check()
+            self.counts["retried_groups"] += attempt < self.retries
+        log.warning("group %s: all siblings failed; another group takes its place", first)
+        self.counts["replaced_groups"] += 1
+        self._spent[order.env] -= 1
+
+    def _deliver(self, trajectory: Trajectory) -> None:
+        self._sink(trajectory)
+        self.budget.record(trajectory)
+        self.counts["start_differs"] += bool(trajectory.metrics.get("start_differs"))
+        if trajectory.stop_reason.failed:  # The budget may be used up before any group ends.
+            self._changed.set()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._problem = self._problem or task.exception()
+        self._changed.set()
+
+    # -- consumption -------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        if self._problem is not None:
+            raise self._problem
+        self.budget.check()
+
+    def _sweep(self) -> None:
+        """Drop what is too old to learn from."""
+        oldest = self.version - self.staleness
+        for env, ready in self._ready.items():
+            fresh = [one for one in ready if one.oldest >= oldest]
+            dropped = len(ready) - len(fresh)
+            if dropped:
+                log.info("dropped %d groups of '%s': older than version %d", dropped, env, oldest)
+                self.counts["stale_groups"] += dropped
+                self._spent[env] -= dropped
+                self._ready[env] = fresh
+
+    def _take(self) -> list[TrajectoryGroup]:
+        taken: list[TrajectoryGroup] = []
+        for env, count in self.groups_per_step.items():
+            ready = sorted(self._ready[env], key=lambda one: one.index)
+            taken += [one.group for one in ready[:count]]
+            self._ready[env] = ready[count:]
+        return taken
+
+
+def oldest_version(group: TrajectoryGroup) -> int:
+    """The weights that drew a group's oldest token; those of its dispatch where its replies have no tokens."""
+    versions = [min(turn.versions) for one in group.scored for turn in one.turns if turn.versions]
+    return min(versions, default=group.version)

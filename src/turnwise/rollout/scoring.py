@@ -1,0 +1,224 @@
+"""Reward functions: what is added to the environment's own reward, named and weighted.
+
+Two shapes, told apart by the signature:
+
+    def brevity(completions, **columns) -> list[float | None]:           # TRL's contract, once per group
+        return [-len(completion) for completion in completions]
+
+    def polite(trajectory) -> float | None:                              # once per trajectory
+        return float("please" in trajectory.turns[-1].message.text)
+
+Both may be ``async``. None means that the reward does not apply. A function that raises, hangs, or returns
+anything but finite numbers fails the siblings it was asked about: they are left out of the baseline, never
+scored 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from turnwise.envs.observe import finite
+from turnwise.errors import RecipeError, ScoringError, TurnwiseError, boundary
+from turnwise.rollout.record import failure_of
+from turnwise.types import Message, Reward, StopReason, Trajectory
+
+ScoreOrError = float | None | ScoringError
+TRL_OWN = ("prompt", "completion", "completion_ids")
+"""Columns of a row that TRL does not hand to reward functions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardFunction:
+    """A named, weighted function. Sync ones run on threads, several at once."""
+
+    function: Callable[..., Any]
+    name: str
+    weight: float = 1.0
+    seconds: float = 60.0
+    """Deadline of one call."""
+
+    def __post_init__(self) -> None:
+        parameters = inspect.signature(self.function).parameters
+        keywords = any(part.kind is part.VAR_KEYWORD for part in parameters.values())
+        if not ({"trajectory", "completions"} & set(parameters) or keywords):
+            raise RecipeError(
+                f"reward function {self.name}: takes {', '.join(parameters) or 'nothing'}; it must take "
+                "(trajectory), or by keyword (prompts, completions, completion_ids, **columns)"
+            )
+
+    @classmethod
+    def load(cls, path: str, weight: float = 1.0) -> Self:
+        """Find ``pkg.module:function``.
+
+        Raises:
+            RecipeError: There is no such function.
+        """
+        module_name, _, attribute = path.partition(":")
+        if not module_name or not attribute:
+            raise RecipeError(f"reward function '{path}': write it as pkg.module:function")
+        with boundary(RecipeError, f"reward function '{path}'"):
+            function = getattr(importlib.import_module(module_name), attribute)
+        if not callable(function):
+            raise RecipeError(f"reward function '{path}': a {type(function).__name__} cannot be called")
+        return cls(function=function, name=attribute, weight=weight)
+
+    @property
+    def per_trajectory(self) -> bool:
+        """Whether it takes one trajectory, and not TRL's columns of a group."""
+        return "trajectory" in inspect.signature(self.function).parameters
+
+    async def score(self, siblings: Sequence[Trajectory]) -> list[ScoreOrError]:
+        """A score, None, or what went wrong, for each sibling in order. Never raises."""
+        if self.per_trajectory:
+            outcomes = await asyncio.gather(*(self._call({"trajectory": one}) for one in siblings))
+            return [_number(outcome, self.name) for outcome in outcomes]
+        scores = await self._call(self._accepted(trl_columns(siblings)))
+        if isinstance(scores, ScoringError):
+            return [scores] * len(siblings)
+        if not isinstance(scores, Sequence) and hasattr(scores, "tolist"):
+            scores = scores.tolist()
+        if not isinstance(scores, Sequence) or isinstance(scores, str) or len(scores) != len(siblings):
+            found = f"{len(scores)} values" if isinstance(scores, Sequence) else type(scores).__name__
+            problem = ScoringError(
+                f"reward {self.name}: returned {found}; expected a list of {len(siblings)} numbers or None"
+            )
+            return [problem] * len(siblings)
+        return [_number(score, self.name) for score in scores]
+
+    async def _call(self, arguments: Mapping[str, Any]) -> Any:
+        """What the function returns, or a `ScoringError`."""
+        try:
+            with boundary(ScoringError, f"reward {self.name}"):
+                async with asyncio.timeout(self.seconds):
+                    if inspect.iscoroutinefunction(self.function):
+                        return await self.function(**arguments)
+                    result = await _on_thread(self.function, arguments)
+                    return await result if inspect.isawaitable(result) else result
+        except ScoringError as error:
+            if isinstance(error.__cause__, TimeoutError):
+                return ScoringError(f"reward {self.name}: did not finish within {self.seconds:g} s")
+            return error
+        except TurnwiseError as error:
+            return ScoringError(f"reward {self.name}: {error}")
+
+    def _accepted(self, columns: dict[str, Any]) -> dict[str, Any]:
+        parameters = inspect.signature(self.function).parameters
+        if any(part.kind is part.VAR_KEYWORD for part in parameters.values()):
+            return columns
+        return {name: value for name, value in columns.items() if name in parameters}
+
+
+async def score_siblings(
+    trajectories: Sequence[Trajectory], functions: Sequence[RewardFunction]
+) -> list[Trajectory]:
+    """Add the functions' rewards to the siblings of one group; failed ones are left as they are."""
+    played = [one for one in trajectories if not one.stop_reason.failed]
+    if not played or not functions:
+        return list(trajectories)
+    columns = await asyncio.gather(*(function.score(played) for function in functions))
+    scored = {
+        trajectory.id: _with_scores(trajectory, functions, scores)
+        for trajectory, scores in zip(played, zip(*columns, strict=True), strict=True)
+    }
+    return [scored.get(trajectory.id, trajectory) for trajectory in trajectories]
+
+
+def trl_columns(siblings: Sequence[Trajectory]) -> dict[str, list[Any]]:
+    """Siblings of one task as the keyword arguments of a TRL reward function.
+
+    ``prompts`` and ``completions`` are lists of message dicts: the messages before the first reply, and all
+    that follow. ``completion_ids`` has every token after the prompt, tool results included; it is empty for
+    demonstrations.
+    """
+    columns: dict[str, list[Any]] = {
+        name: [one.task.get(name) for one in siblings] for name in siblings[0].task if name not in TRL_OWN
+    }
+    columns["prompts"] = [
+        [_as_dict(message) for message in one.segments[0].prompt] if one.segments else [] for one in siblings
+    ]
+    columns["completions"] = [
+        [_as_dict(message) for turn in one.turns for message in (turn.message, *turn.feedback)]
+        for one in siblings
+    ]
+    columns["completion_ids"] = [_completion_ids(one) for one in siblings]
+    return columns
+
+
+def _completion_ids(trajectory: Trajectory) -> list[int]:
+    ids: list[int] = []
+    for segment in trajectory.segments:
+        for number, turn in enumerate(segment.turns):
+            ids += ((turn.context_ids or []) if number else []) + (turn.ids or [])
+    return ids
+
+
+def _as_dict(message: Message) -> dict[str, Any]:
+    out: dict[str, Any] = {"role": message.role, "content": message.text}
+    if message.tool_calls:
+        out["tool_calls"] = [
+            {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
+            for call in message.tool_calls
+        ]
+    if message.role == "tool":
+        out["name"] = message.name
+    return out
+
+
+def _with_scores(
+    trajectory: Trajectory, functions: Sequence[RewardFunction], scores: Sequence[ScoreOrError]
+) -> Trajectory:
+    rewards = dict(trajectory.rewards)
+    for function, score in zip(functions, scores, strict=True):
+        if not isinstance(score, ScoringError) and function.name in rewards:
+            score = ScoringError(
+                f"reward {function.name}: the environment has a reward of this name too; rename the function"
+            )
+        if isinstance(score, ScoringError):
+            return replace(
+                trajectory,
+                stop_reason=StopReason.SCORING_FAILED,
+                error=failure_of(score, f"reward {function.name}"),
+            )
+        rewards[function.name] = Reward(value=score, weight=function.weight)
+    return replace(trajectory, rewards=rewards)
+
+
+def _number(score: Any, name: str) -> ScoreOrError:
+    if score is None or isinstance(score, ScoringError):
+        return score
+    try:
+        return finite(score, f"reward {name}")
+    except ScoringError as error:
+        return error
+
+
+async def _on_thread(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Call on a daemon thread: one that hangs is left behind, and keeps neither a pool nor the process."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[tuple[Any, Exception | None]] = loop.create_future()
+
+    def settle(outcome: tuple[Any, Exception | None]) -> None:
+        if not future.done():
+            future.set_result(outcome)
+
+    def work() -> None:
+        outcome: tuple[Any, Exception | None]
+        try:
+            outcome = function(**arguments), None
+        except Exception as error:  # noqa: BLE001 - raised again on the loop, inside its boundary
+            outcome = None, error
+        with suppress(RuntimeError):  # The loop is closed and nobody is left to be told.
+            loop.call_soon_threadsafe(settle, outcome)
+
+    threading.Thread(target=work, name="reward", daemon=True).start()
+    result, problem = await future
+    if problem is not None:
+        raise problem
+    return result

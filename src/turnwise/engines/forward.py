@@ -59,7 +59,8 @@ def build_forward(model: Any) -> tuple[Forward, Geometry]:
     """Route the model's attention to KV slots, for good, and prove that its answers stay what they were.
 
     Raises:
-        EngineError: The model does not use transformers' attention interface, or does what the slots cannot follow.
+        EngineError: The model does not use transformers' attention interface, or does what the slots
+            cannot follow.
     """
     _refuse_unfit(model)
     reference = _reference_logits(model)

@@ -142,8 +142,8 @@ class OptimizerConfig(Section):
 class BatchConfig(Section):
     """How samples become micro-batches; changes speed and memory, never the update."""
 
-    row_tokens: int = Field(1024, ge=8)
-    """Length of a packed row; a longer sample gets a row of its own length."""
+    row_tokens: int | None = Field(None, ge=8)
+    """Length of packed rows (a longer sample gets its own); that of a micro-batch's longest sample if not set."""
     micro_tokens: int = Field(8192, ge=8)
     """Tokens per forward and backward."""
     logprob_chunk: int = Field(2048, ge=1)

@@ -74,6 +74,14 @@ class ScoringError(TurnwiseError):
     """A reward could not be had: it raised, hung, or was not a finite number."""
 
 
+class LearnError(TurnwiseError, ValueError):
+    """A trajectory, a batch or a checkpoint that cannot be learned from as it is."""
+
+
+class NonFiniteError(TurnwiseError, ArithmeticError):
+    """A loss or a gradient was infinite or no number: the update was refused, the weights are as they were."""
+
+
 class TooManyFailuresError(TurnwiseError):
     """The error budget is used up; the run stops with everything finished on disk."""
 

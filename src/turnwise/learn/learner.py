@@ -1,0 +1,330 @@
+"""`Learner`: forward and backward, updates, checkpoints, and weights for engines.
+
+    learner = Learner(load_model(config.model), tokenizer, optimizer=…, rows=…, total_steps=100)
+    metrics = learner.forward_backward(samples, make_loss(config.rl))      # as often as fits: gradients add
+    up metrics |= learner.optim_step() await engine.load_weights(learner.publish(), learner.version)
+
+All methods are synchronous and belong to one thread at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from turnwise.config import BatchConfig, OptimizerConfig
+from turnwise.errors import LearnError, NonFiniteError, boundary
+from turnwise.learn.batch import pack
+from turnwise.learn.checkpoint import written_whole
+from turnwise.learn.losses import Loss, LossInputs, LossOutput
+from turnwise.learn.model import PolicyModel
+from turnwise.learn.optim import Optimizer
+from turnwise.learn.weights import LiveWeights
+from turnwise.types import Batch, FloatArray, Sample
+
+Metrics = dict[str, float]
+
+_STATE = "learner.pt"
+
+
+class Learner:
+    """Trains one model.
+
+    Args:
+        model: From `turnwise.learn.model.load_model`.
+        tokenizer: Saved beside the weights, so that a checkpoint is an ordinary model directory.
+        optimizer: The stage's.
+        rows: How samples are packed.
+        total_steps: Updates that the schedule spans.
+        seed: Of adapters' dropout, drawn anew from it for each micro-batch: nothing of it has to be saved.
+    """
+
+    def __init__(
+        self,
+        model: PolicyModel,
+        tokenizer: Any,
+        *,
+        optimizer: OptimizerConfig,
+        rows: BatchConfig,
+        total_steps: int,
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.version = 0
+        """Of the weights that were published last; 0 before any update."""
+        self.step = 0
+        """Updates done."""
+        self._tokenizer = tokenizer
+        self._rows = rows
+        self._optimizer = Optimizer(model, optimizer, total_steps=total_steps)
+        self._seed = seed
+        self._published = True
+        self._passes = 0
+        self._pending: list[str] = []
+        if rows.gradient_checkpointing:
+            model.checkpoint_activations()
+
+    # -- learning ----------------------------------------------------------------------------------
+
+    def forward_backward(self, samples: Sequence[Sample], loss: Loss) -> Metrics:
+        """Add the gradient of ``loss`` over ``samples`` to what is there.
+
+        Args:
+            samples: Weighed over the whole update (`turnwise.learn.normalise.weigh`). Those whose advantage
+            is 0
+                may be left out where the loss has no KL term.
+            loss: From `turnwise.learn.losses`.
+
+        Returns:
+            ``loss`` (the sum), ``tokens`` (read), ``loss_tokens``, ``padding`` (share), and the loss's own:
+            means over tokens with loss, and maxima.
+
+        Raises:
+            LearnError: There is nothing to learn from.
+            NonFiniteError: The loss is no finite number; the gradients of this update are forgotten.
+        """
+        batches = [batch for batch in self._pack(samples) if batch.loss_mask_BT.any()]
+        if not batches:
+            raise LearnError("no sample has a token with loss: leave the update out")
+        self.model.training_mode(True)
+        outputs = []
+        try:
+            for batch in batches:
+                with self._chance():
+                    output = loss(self._inputs(batch))
+                    output.loss.backward()  # type: ignore[no-untyped-call]
+                outputs.append(replace(output, loss=output.loss.detach()))
+        finally:
+            self.model.training_mode(False)
+        # Read once, after all of the work was queued: reading each would make a GPU wait.
+        losses = torch.stack([output.loss for output in outputs]).tolist()
+        broken = [batch for batch, value in zip(batches, losses, strict=True) if not math.isfinite(value)]
+        if broken:
+            self._forget()
+            raise NonFiniteError(
+                f"the loss is not finite in {len(broken)} of {len(batches)} micro-batches, of trajectories "
+                f"{_ids([s.trajectory_id for batch in broken for s in batch.samples])}; the update is refused"
+            )
+        self._pending += [sample.trajectory_id for batch in batches for sample in batch.samples]
+        real = sum(batch.tokens for batch in batches)
+        return {
+            "loss": math.fsum(losses),
+            "tokens": float(real),
+            "loss_tokens": float(sum(int(batch.loss_mask_BT.sum()) for batch in batches)),
+            "padding": 1 - real / sum(batch.token_ids_BT.size for batch in batches),
+            **_merge(outputs),
+        }
+
+    def optim_step(self) -> Metrics:
+        """One update from the gradients that have added up.
+
+        Returns:
+            ``grad_norm`` before clipping, ``lr`` and, for Muon, ``lr_muon``.
+
+        Raises:
+            LearnError: There are no gradients.
+            NonFiniteError: A gradient is no finite number; weights and moments are as they were.
+        """
+        if not self._pending:
+            raise LearnError("there is no gradient: call forward_backward before optim_step")
+        norm = float(self._optimizer.clip())
+        if not math.isfinite(norm):
+            ids = _ids(self._pending)
+            self._forget()
+            raise NonFiniteError(f"the gradient of trajectories {ids} is not finite; the update is refused")
+        rates = self._optimizer.step(self.step)
+        self._forget()
+        self.step += 1
+        self._published = False
+        return {"grad_norm": norm, **rates}
+
+    def publish(self) -> LiveWeights:
+        """The present weights, for engines to load as `version`; it rises by one if there was an update."""
+        if not self._published:
+            self.version += 1
+            self._published = True
+        return LiveWeights(self.model)
+
+    # -- scoring -----------------------------------------------------------------------------------
+
+    def logprobs(self, samples: Sequence[Sample], *, reference: bool = False) -> list[FloatArray]:
+        """Logprobs of each sample's tokens with loss under the present weights, 0 elsewhere. No gradients.
+
+        Args:
+            samples: To score.
+            reference: Under the model that training started from, in place of the present weights.
+        """
+        found: dict[int, FloatArray] = {}
+        with torch.no_grad(), self.model.reference() if reference else nullcontext(self.model) as model:
+            for batch in self._pack(samples):
+                scored_BT = np.zeros(batch.token_ids_BT.shape, dtype=np.float32)
+                if batch.loss_mask_BT.any():
+                    logprobs_N, _ = model.logprobs(batch, chunk=self._rows.logprob_chunk)
+                    scored_BT[batch.loss_mask_BT] = logprobs_N.cpu().numpy()
+                for document, sample in enumerate(batch.samples):
+                    found[id(sample)] = scored_BT[batch.documents_BT == document]
+        return [found[id(sample)] for sample in samples]
+
+    def with_reference(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples with ``reference_logprobs_T``, for a loss with a KL term."""
+        scored = self.logprobs(samples, reference=True)
+        return [
+            replace(sample, reference_logprobs_T=logprobs_T)
+            for sample, logprobs_T in zip(samples, scored, strict=True)
+        ]
+
+    # -- keeping -----------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write everything that resuming needs, whole or not at all.
+
+        The directory is an ordinary model directory (of an adapter, for LoRA) with one more file in it.
+
+        Raises:
+            StoreError: It could not be written; an earlier checkpoint at ``path`` is still there.
+        """
+        with written_whole(Path(path)) as directory:
+            self.model.module.save_pretrained(directory)
+            self._tokenizer.save_pretrained(directory)
+            state = {
+                "step": self.step,
+                "version": self.version,
+                "published": self._published,
+                "optimizer": self._optimizer.state(),
+            }
+            torch.save(state, directory / _STATE)
+
+    def load(self, path: str | Path) -> None:
+        """Go on from where `save` was called: the next update is the same, bit for bit.
+
+        Raises:
+            LearnError: There is no checkpoint, or it is of another model or optimizer.
+        """
+        path = Path(path)
+        if not (path / _STATE).is_file():
+            raise LearnError(f"{path} is no checkpoint to resume from: it has no {_STATE}")
+        with boundary(LearnError, f"the checkpoint {path} cannot be loaded"):
+            state = torch.load(path / _STATE, map_location="cpu", weights_only=True)
+            self._optimizer.load_state(state["optimizer"])
+            if self.model.lora:
+                from peft import load_peft_weights, set_peft_model_state_dict
+
+                set_peft_model_state_dict(self.model.module, load_peft_weights(str(path), device="cpu"))
+            else:
+                saved = type(self.model.causal).from_pretrained(path, dtype=torch.float32)
+                self.model.causal.load_state_dict(saved.state_dict())
+        self.step, self.version, self._published = state["step"], state["version"], state["published"]
+        self._forget()
+
+    def export(self, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write the model as an ordinary model directory, adapters merged.
+
+        Args:
+            path: Made anew; replaced where it exists.
+            dtype: Of the weights in it; float32 if not given, which loses nothing.
+
+        Raises:
+            StoreError: It could not be written.
+        """
+        causal = self.model.causal
+        weights = {
+            name: tensor.detach().to("cpu", dtype).contiguous()
+            for name, tensor in LiveWeights(self.model).tensors()
+        }
+        with written_whole(Path(path)) as directory:
+            kept = causal.config.dtype
+            causal.config.dtype = dtype or torch.float32
+            try:
+                causal.save_pretrained(directory, state_dict=weights)
+            finally:
+                causal.config.dtype = kept
+            self._tokenizer.save_pretrained(directory)
+
+    # -- parts -------------------------------------------------------------------------------------
+
+    def _pack(self, samples: Sequence[Sample]) -> list[Batch]:
+        return pack(
+            samples,
+            micro_tokens=self._rows.micro_tokens,
+            row_tokens=self._rows.row_tokens,
+            together=self.model.packs,
+        )
+
+    def _inputs(self, batch: Batch) -> LossInputs:
+        """Run the model and put the flat arrays beside its logprobs."""
+        mask_BT = batch.loss_mask_BT
+        logprobs_N, entropies_N = self.model.logprobs(batch, chunk=self._rows.logprob_chunk)
+        fresh_N = np.zeros(len(logprobs_N), dtype=np.bool_)
+        if self._published:
+            versions = [sample.versions_T[sample.loss_mask_T] for sample in batch.samples]
+            fresh_N = np.concatenate(versions) == self.version
+        reference_BT = batch.reference_logprobs_BT
+
+        def tensor(array: Any) -> Tensor:
+            return torch.from_numpy(array).to(self.model.device, non_blocking=True)
+
+        return LossInputs(
+            logprobs_N=logprobs_N,
+            entropies_N=entropies_N,
+            old_logprobs_N=tensor(batch.logprobs_BT[mask_BT]),
+            advantages_N=tensor(batch.advantages_BT[mask_BT]),
+            weights_N=tensor(batch.weights_BT[mask_BT]),
+            fresh_N=tensor(fresh_N),
+            reference_logprobs_N=None if reference_BT is None else tensor(reference_BT[mask_BT]),
+        )
+
+    def _chance(self) -> Any:
+        """Dropout's randomness for one micro-batch, from the seed and how many passes there were."""
+        if not self.model.has_dropout:
+            return nullcontext()
+        self._passes += 1
+        return _seeded(self.model.device, hash((self._seed, self.step, self._passes)) & 0x7FFFFFFF)
+
+    def _forget(self) -> None:
+        """Drop the gradients and what they came from."""
+        self._optimizer.zero_grad()
+        self._pending.clear()
+        self._passes = 0
+
+
+class _seeded:
+    """Torch's generators under a seed, and back to what they were."""
+
+    def __init__(self, device: torch.device, seed: int) -> None:
+        self._fork = torch.random.fork_rng(devices=[] if device.type == "cpu" else [device])
+        self._seed = seed
+
+    def __enter__(self) -> None:
+        self._fork.__enter__()
+        torch.manual_seed(self._seed)
+
+    def __exit__(self, *error: Any) -> None:
+        self._fork.__exit__(*error)
+
+
+def _merge(outputs: Sequence[LossOutput]) -> Metrics:
+    """Means and maxima over micro-batches."""
+    metrics: Metrics = {}
+    for name in outputs[0].means:
+        total = sum(float(output.means[name][0]) for output in outputs)
+        count = sum(float(output.means[name][1]) for output in outputs)
+        if count:
+            metrics[name] = total / count
+    for name in outputs[0].maxima:
+        metrics[name] = max(float(output.maxima[name]) for output in outputs if name in output.maxima)
+    return metrics
+
+
+def _ids(ids: Sequence[str], limit: int = 20) -> str:
+    """Distinct ids, the first few of them."""
+    distinct = list(dict.fromkeys(ids))
+    more = f" and {len(distinct) - limit} more" if len(distinct) > limit else ""
+    return ", ".join(distinct[:limit]) + more

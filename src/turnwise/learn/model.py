@@ -1,0 +1,264 @@
+"""`PolicyModel`: a causal language model as the learner uses it, from packed rows to logprobs.
+
+Weights are float32 masters: at a learning rate of 1e-6 a bfloat16 weight does not move. Compute in bfloat16
+is autocast's. What is taken for granted of a model family (its head, that documents in one row do not see
+each other) is tried once on a probe, with a slower path where it does not hold.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from turnwise.config import ModelConfig
+from turnwise.errors import LearnError, RecipeError, boundary
+from turnwise.learn.logprobs import Head, LogitFunction, token_logprobs
+from turnwise.types import Batch
+
+log = logging.getLogger(__name__)
+
+_PROBE = (24, 16)
+"""Lengths of the two documents of the probe."""
+
+
+class PolicyModel:
+    """A model, its adapters if it has any, and how to score packed rows with it.
+
+    Args:
+        module: A causal language model of ``transformers``, or a ``PeftModel`` around one. In float32.
+        device: Where it runs; it is moved there.
+        compute_dtype: float32, or bfloat16 for autocast.
+    """
+
+    def __init__(
+        self, module: Any, *, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.device = torch.device(device)
+        self.compute_dtype = compute_dtype
+        self.module: Any = module.to(self.device)
+        self.lora = hasattr(module, "peft_config")
+        self.causal: Any = module.get_base_model() if self.lora else module
+        self._frozen: PolicyModel | None = None
+        self._needs_training_mode = False
+        for part in self.module.modules():
+            _silence_dropout(part, lora=self.lora)
+            if isinstance(part, nn.Dropout) and part.p > 0:
+                self._needs_training_mode = True
+        self.has_dropout = self._needs_training_mode
+        self.module.eval()
+        self._flat_rows = "flash" in str(self.causal.config._attn_implementation)
+        self._head: LogitFunction | None = None
+        self.packs = True
+        """Whether documents may share a row."""
+        self._probe()
+
+    @property
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that are trained, by name, in a fixed order."""
+        return [(name, p) for name, p in self.module.named_parameters() if p.requires_grad]
+
+    def checkpoint_activations(self) -> None:
+        """Keep only each layer's input and compute the rest again in backward."""
+        self.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._needs_training_mode = True
+
+    def training_mode(self, on: bool) -> None:
+        """Dropout and gradient checkpointing work in training mode only; without them it changes nothing."""
+        self.module.train(on and self._needs_training_mode)
+
+    def logprobs(self, batch: Batch, *, chunk: int) -> tuple[Tensor, Tensor]:
+        """Logprob and entropy of each token with loss, in the order of ``batch.loss_mask_BT``'s rows.
+
+        Args:
+            batch: Packed rows.
+            chunk: Tokens whose logits exist at one time.
+
+        Raises:
+            LearnError: A sample has images.
+        """
+        pictured = [sample.trajectory_id for sample in batch.samples if sample.images]
+        if pictured:
+            raise LearnError(
+                f"trajectory {pictured[0]} has images, which the learner cannot read yet; leave them out"
+            )
+        ids_BT = self._tensor(batch.token_ids_BT).long()
+        positions_BT = self._tensor(batch.positions_BT).long()
+        loss_L = self._tensor(batch.loss_mask_BT).flatten().nonzero()[:, 0]
+        targets_N = ids_BT.flatten()[loss_L]
+        # A token's logprob comes from the position before it, which pack() has put in the same row.
+        before_N = loss_L - 1
+        if self._flat_rows:
+            # Flash attention tells documents apart by their positions, in a single row, where padding is
+            # waste.
+            real_L = self._tensor(batch.documents_BT).flatten() >= 0
+            ids_BT, positions_BT = ids_BT.flatten()[real_L][None], positions_BT.flatten()[real_L][None]
+            before_N = (real_L.cumsum(0) - 1)[before_N]
+        plain = bool((batch.temperatures_BT == 1).all())
+        temperatures_N = None if plain else self._tensor(batch.temperatures_BT).flatten()[loss_L]
+        with self.autocast():
+            states = self._states(ids_BT, positions_BT).flatten(0, 1)[before_N]
+            return token_logprobs(self._head or _identity, states, targets_N, temperatures_N, chunk=chunk)
+
+    @contextmanager
+    def reference(self) -> Iterator[PolicyModel]:
+        """The model that training started from: the adapters off, or the copy that `keep_reference` made.
+
+        Raises:
+            LearnError: All weights are trained and no copy was made.
+        """
+        if self.lora:
+            with self.module.disable_adapter():
+                yield self
+        elif self._frozen is not None:
+            yield self._frozen
+        else:
+            raise LearnError("there is no reference model: call keep_reference() before the first update")
+
+    def keep_reference(self) -> None:
+        """Keep a frozen copy of the weights as they are; adapters need none."""
+        if not self.lora and self._frozen is None:
+            frozen = copy.copy(self)
+            frozen.module = frozen.causal = copy.deepcopy(self.module).requires_grad_(False)
+            frozen._head = None if self._head is None else Head(frozen.causal)
+            self._frozen = frozen
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Compute in ``compute_dtype``."""
+        if self.compute_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute_dtype)
+
+    # -- parts -------------------------------------------------------------------------------------
+
+    def _states(self, ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """What the head takes: hidden states, or the model's own logits where the head is not ours.
+
+        No attention mask: documents are told apart by positions that start again at 0. (transformers makes
+        the block-diagonal causal mask from them, sliding windows included; a row of one document needs none.)
+        """
+        if self._head is None:
+            logits: Tensor = self.causal(input_ids=ids_BT, position_ids=positions_BT, use_cache=False).logits
+            return logits
+        backbone = self.causal.base_model
+        states: Tensor = backbone(
+            input_ids=ids_BT, position_ids=positions_BT, use_cache=False
+        ).last_hidden_state
+        return states
+
+    def _tensor(self, array: Any) -> Tensor:
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    @torch.no_grad()
+    def _probe(self) -> None:
+        """Try what is taken for granted."""
+        vocabulary = min(self.causal.config.get_text_config().vocab_size, 1000)
+        generator = torch.Generator().manual_seed(0)
+        ids = [torch.randint(vocabulary, (n,), generator=generator).to(self.device) for n in _PROBE]
+        positions = [torch.arange(n, device=self.device) for n in _PROBE]
+        tolerance = 1e-4 if self.compute_dtype == torch.float32 else 5e-2
+        name = type(self.causal).__name__
+        with self.autocast():
+            own = [self.causal(input_ids=part[None], use_cache=False).logits[0].float() for part in ids]
+            scale = max(float(part.abs().max()) for part in own)
+            if self.causal.base_model is not self.causal:
+                self._head = Head(self.causal)
+                ours = self._head(self._states(ids[0][None], positions[0][None])[0]).float()
+                gap = float((ours - own[0]).abs().max())
+                if gap > tolerance * scale:
+                    log.warning(
+                        "%s does something to its logits that is not known here (they differ by %.2g of "
+                        "%.2g): its own are used, whole, which takes more memory", name, gap, scale,
+                    )  # fmt: skip
+                    self._head = None
+            packed = self._states(torch.cat(ids)[None], torch.cat(positions)[None])[0]
+            together = (packed if self._head is None else self._head(packed)).float()
+            gap = float((together - torch.cat(own)).abs().max())
+        self.packs = gap <= tolerance * scale
+        if not self.packs:
+            log.warning(
+                "%s mixes documents that share a row (logits change by %.2g of %.2g): each sample gets a row "
+                "of its own, which is slower", name, gap, scale,
+            )  # fmt: skip
+
+
+def load_model(
+    config: ModelConfig,
+    path: str | Path | None = None,
+    *,
+    device: torch.device | str | None = None,
+    seed: int = 0,
+) -> PolicyModel:
+    """Load a policy to train: float32 masters, with fresh adapters where the recipe asks for LoRA.
+
+    Args:
+        config: The recipe's.
+        path: A model directory in place of ``config.name``: the stage before wrote it, or it was made from
+            scratch.
+        device: CUDA where there is any, if not given.
+        seed: Of the adapters' initial weights.
+
+    Raises:
+        RecipeError: There is nothing to load, or the compute type cannot be trained in.
+        LearnError: ``transformers`` or ``peft`` cannot load it.
+    """
+    from transformers import AutoModelForCausalLM
+
+    source = path if path is not None else config.name
+    if source is None:
+        raise RecipeError(
+            "model.scratch is made by the pipeline before it is loaded: hand its directory over"
+        )
+    if config.dtype == "float16":
+        raise RecipeError("model.dtype float16 overflows in training; use bfloat16 or float32")
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    compute = config.dtype or ("float32" if device.type == "cpu" else "bfloat16")
+    revision = {"revision": config.revision} if path is None and config.revision else {}
+    with boundary(LearnError, f"the model {source} cannot be loaded"):
+        module: Any = AutoModelForCausalLM.from_pretrained(
+            str(source), dtype=torch.float32, attn_implementation=config.attention, **revision
+        )
+    if config.lora is not None:
+        from peft import LoraConfig, get_peft_model
+
+        targets = config.lora.target_modules
+        with (
+            boundary(LearnError, f"no adapters can be put on {source}"),
+            torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]),
+        ):
+            torch.manual_seed(seed)
+            module = get_peft_model(
+                module,
+                LoraConfig(
+                    r=config.lora.r,
+                    lora_alpha=config.lora.alpha,
+                    lora_dropout=config.lora.dropout,
+                    target_modules=targets if isinstance(targets, str) else list(targets),
+                    task_type="CAUSAL_LM",
+                ),
+            )
+    return PolicyModel(module, device=device, compute_dtype=getattr(torch, compute))
+
+
+def _silence_dropout(part: nn.Module, *, lora: bool) -> None:
+    """Turn a module's own dropout off, adapters' apart.
+
+    Policies are sampled without dropout: with it, the learner's logprobs would be another policy's.
+    """
+    for child_name, child in part.named_children():
+        if isinstance(child, nn.Dropout) and not (lora and child_name == "lora_dropout"):
+            child.p = 0.0
+    for name in ("attention_dropout", "dropout", "resid_dropout", "hidden_dropout"):
+        if isinstance(getattr(part, name, None), float) and not isinstance(part, nn.Dropout):
+            setattr(part, name, 0.0)
+
+
+_identity: Callable[[Tensor], Tensor] = nn.Identity()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from turnwise.envs import Env
 from turnwise.envs.baselines import baselines
 from turnwise.envs.library.entries import pack, unpack
 from turnwise.envs.library.reasoning_gym import dataset_names, gold_answer, make_spec
@@ -184,6 +185,17 @@ def test_baselines_come_from_the_training_answers_alone():
     assert set(drawn) <= set(counts) and len(set(drawn)) > 10
 
 
+def test_an_environment_without_baselines_has_none():
+    class Plain(Env):
+        def reset(self, task):
+            return "?"
+
+    with baselines(make(Plain)) as replies:
+        assert replies == {}
+    with baselines(make("catch")) as replies:
+        assert sorted(replies) == ["constant", "random"]
+
+
 def test_names_and_settings_that_do_not_exist_are_named():
     with pytest.raises(EnvSpecError, match="no dataset 'chain_sun'; did you mean chain_sum"):
         make("reasoning_gym:chain_sun")
@@ -197,12 +209,13 @@ def test_names_and_settings_that_do_not_exist_are_named():
         make("reasoning_gym:chain_sum", args={"error_kind": "minus_one"})
 
 
+keys = st.text(max_size=3) | st.integers(0, 9) | st.tuples(st.integers(0, 3))
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=4),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.lists(inner, max_size=3).map(tuple)
-        | st.dictionaries(st.text(max_size=3) | st.integers(0, 9) | st.tuples(st.integers(0, 3)), inner, max_size=3)
+        | st.dictionaries(keys, inner, max_size=3)
         | st.sets(st.integers(0, 9) | st.tuples(st.integers(0, 3)), max_size=3)
     ),
     max_leaves=12,

@@ -25,8 +25,8 @@ Every method may be ``async``. How they are run, timed and isolated is `turnwise
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, overload
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union, overload
 
 from turnwise.types import Content, Message, Step, Task
 
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from turnwise.envs.tools import Tool
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+T = TypeVar("T")
+MaybeAsync = Union[T, Awaitable[T]]  # noqa: UP007 - a bare `T | …` is no alias to type checkers
+"""What a method may return: an author's method may be ``async``."""
 
 TOOL_MARK = "__turnwise_tool__"
 """Attribute that `tool` sets on a method: the name under which the model calls it."""
@@ -92,30 +96,30 @@ class Env:
         """The tasks of ``split`` (``train`` or ``test``), one JSON row each; by default one empty row."""
         return [{}]
 
-    def reset(self, task: Task) -> Content | list[Message]:
+    def reset(self, task: Task) -> MaybeAsync[Content | list[Message]]:
         """Start an episode; the return value is the first message, or messages, that the policy sees."""
         raise NotImplementedError(f"{type(self).__name__} must define reset(self, task)")
 
-    def step(self, reply: str) -> Step:
+    def step(self, reply: str) -> MaybeAsync[Step]:
         """Answer a reply that called no tool. Without this method such a reply ends the episode."""
         raise NotImplementedError
 
-    def reward(self) -> float | Mapping[str, float]:
+    def reward(self) -> MaybeAsync[float | Mapping[str, float]]:
         """The episode's reward, asked for once at its end, truncated or not; named where it is a mapping.
 
         It is added to what the steps paid. Without this method the steps' rewards are all there is.
         """
         raise NotImplementedError
 
-    def teacher(self, messages: Sequence[Message]) -> Message | str:
+    def teacher(self, messages: Sequence[Message]) -> MaybeAsync[Message | str]:
         """What a demonstrator would say now; it sees the private state."""
         raise NotImplementedError
 
-    def state_key(self) -> str:
+    def state_key(self) -> MaybeAsync[str]:
         """A key that is equal for equal states of one task, for credit by turn."""
         raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self) -> MaybeAsync[None]:
         """Free what the environment holds. Always called, once, after the last episode."""
 
     @classmethod

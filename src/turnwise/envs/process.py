@@ -3,7 +3,7 @@
     parent: ProcessEnv ── JSON frames over a socket pair ── child: HostedEnv, inline on the child's loop
 
 The child plays by the same code as an environment here; only the deadline on sync methods is the parent's:
-past it the child is killed, with all that it started. JSON and not pickle, because what a policy runs in there
+past it the child is killed, with all that it started. JSON and not pickle, because what a policy runs there
 should not reach back. A child whose parent is gone exits by itself, even if it hangs.
 """
 

@@ -284,7 +284,13 @@ def _dict(args: tuple[Any, ...], where: str) -> tuple[dict[str, Any], Build | No
 
 def _typed_dict(hint: Any, where: str) -> tuple[dict[str, Any], Build | None]:
     fields = typing.get_type_hints(hint, include_extras=True)
-    required = [name for name in fields if name in hint.__required_keys__]
+    # `__required_keys__` does not see NotRequired in a module with postponed annotations; the hints do.
+    required = [
+        name
+        for name, part in fields.items()
+        if typing.get_origin(part) is Required
+        or (name in hint.__required_keys__ and typing.get_origin(part) is not NotRequired)
+    ]
     schema, builders = _fields(fields, required, where)
     return schema, (lambda value: _build_fields(value, builders)) if builders else None
 
@@ -356,7 +362,12 @@ def parse_docstring(docstring: str) -> tuple[str, dict[str, str]]:
 
 def _hints(function: Callable[..., Any], owner: type | None, where: str) -> dict[str, Any]:
     """The parameters' type hints; types nested in the class are found, as in the class's own body."""
-    nested = {key: value for key, value in vars(owner).items() if isinstance(value, type)} if owner else {}
+    nested = {
+        key: value
+        for klass in reversed(owner.__mro__ if owner else ())
+        for key, value in vars(klass).items()
+        if isinstance(value, type)
+    }
     try:
         hints = typing.get_type_hints(function, localns=nested, include_extras=True)
     except NameError as cause:

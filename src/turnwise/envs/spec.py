@@ -56,7 +56,7 @@ class ClassSpec:
                 yield observe.task_row(row, f"{what}: row {number}")
         finally:
             with boundary(EnvError, f"environment {self.name}: close"):
-                closing = env.close()  # type: ignore[func-returns-value]  # an async one is a coroutine
+                closing = env.close()
             if inspect.iscoroutine(closing):
                 closing.close()  # Never started: nothing that only a loop could have opened is open.
         if not found:

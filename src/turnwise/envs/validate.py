@@ -72,11 +72,11 @@ def check_arguments(arguments: Any, schema: ToolSchema) -> Checked:
     closed = {"type": "object", "additionalProperties": False, **schema.parameters}
     checked = checker.check(arguments, closed, "")
     if checker.problems:
-        raise ArgumentsError(
-            f"{schema.name}: {'; '.join(checker.problems)}. The form is {call_form(schema)}."
-            if len(checker.problems) > 1 or not isinstance(arguments, Mapping)
-            else f"{schema.name}: {checker.problems[0]}."
-        )
+        told = f"{schema.name}: {'; '.join(checker.problems)}"
+        told += "" if told.endswith("?") else "."
+        if len(checker.problems) > 1:
+            told += f" The form is {call_form(schema)}."
+        raise ArgumentsError(told)
     return Checked(checked, checker.coerced)
 
 

@@ -25,6 +25,9 @@ LENGTH_BUCKET = 16
 CALL_COST = 512
 """What one attention call costs beyond its work, in units of slots × positions; measured on CPU."""
 
+MAX_VIEWS = 4096
+"""Views of the cache that are kept."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
@@ -83,7 +86,8 @@ class Step:
     positions: Tensor
     outputs: Tensor
     places: Tensor
-    """``[N * kv_heads]``: row of each key in the cache seen as ``[slots * kv_heads * context, head_dim]``."""
+    """``[N * 2 * kv_heads]``: where each token's keys, then its values go in a layer's cache, seen as
+    ``[2 * slots * kv_heads * context, head_dim]``."""
     windows: list[Window]
     chunks: list[Chunk]
     dtype: torch.dtype
@@ -106,9 +110,12 @@ class SlotCache:
         self._kv = _zeros((g.layers, 2, slots, g.kv_heads, self.context, g.head_dim), dtype, device)
         self._keys = [self._kv[layer, 0] for layer in range(g.layers)]
         self._values = [self._kv[layer, 1] for layer in range(g.layers)]
-        self._flat_keys = [keys.view(-1, g.head_dim) for keys in self._keys]
-        self._flat_values = [values.view(-1, g.head_dim) for values in self._values]
+        self._flat = [self._kv[layer].view(-1, g.head_dim) for layer in range(g.layers)]
+        self._views: dict[tuple[int, int, int, int], tuple[Tensor, Tensor]] = {}
         self._positions = torch.arange(self.context, device=device)
+        # Rows of one token's heads, from that of its first key; the values' half begins after all slots' keys.
+        heads = np.arange(g.kv_heads) * self.context
+        self._heads = np.concatenate([heads, heads + slots * g.kv_heads * self.context])
 
     def copy(self, source: int, target: int, start: int, stop: int) -> None:
         """Copy the KV of positions ``start`` to ``stop`` between slots, in all layers."""
@@ -145,14 +152,13 @@ class SlotCache:
             positions = np.concatenate(
                 [positions, *(np.arange(start, start + count) for _, start, count in chunks)]
             )
-        heads = np.arange(self.geometry.kv_heads)
-        places = (slots[:, None] * self.geometry.kv_heads + heads) * self.context + positions[:, None]
+        places = slots * (self.geometry.kv_heads * self.context) + positions
         rows = n + np.cumsum([0, *(count for _, _, count in chunks)])
         return Step(
             token_ids=self._tensor(token_ids),
             positions=self._tensor(positions),
             outputs=self._tensor(outputs),
-            places=self._tensor(places.reshape(-1)),
+            places=self._tensor((places[:, None] + self._heads).reshape(-1)),
             windows=self._windows(decode_slots, decode_positions + 1),
             chunks=[
                 Chunk(slot=slot, row=int(row), start=start, tokens=count)
@@ -161,24 +167,18 @@ class SlotCache:
             dtype=self.dtype,
         )
 
+    def store(self, layer: int, kv: Tensor, step: Step) -> None:
+        """Write the step's keys and values, ``[N, 2 * kv_heads, head_dim]``, to their slots."""
+        self._flat[layer].index_copy_(0, step.places, kv.reshape(-1, self.geometry.head_dim))
+
     def attend(
-        self,
-        layer: int,
-        queries: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        step: Step,
-        *,
-        scale: float,
-        sliding_window: int | None = None,
+        self, layer: int, queries: Tensor, step: Step, *, scale: float, sliding_window: int | None = None
     ) -> Tensor:
-        """Store the step's keys and values, and attend.
+        """Attend over what is stored, this step's tokens included.
 
         Args:
             layer: Index of the layer.
             queries: ``[N, heads, head_dim]``.
-            keys: ``[N, kv_heads, head_dim]``; so are ``values``.
-            values: See ``keys``.
             step: Where the N tokens belong.
             scale: Factor of the scores.
             sliding_window: A token sees itself and the ``sliding_window - 1`` before it; None sees all.
@@ -189,22 +189,15 @@ class SlotCache:
         kv_heads, head_dim = self.geometry.kv_heads, self.geometry.head_dim
         heads = queries.shape[1]
         group = heads // kv_heads
-        self._flat_keys[layer].index_copy_(0, step.places, keys.reshape(-1, head_dim))
-        self._flat_values[layer].index_copy_(0, step.places, values.reshape(-1, head_dim))
-        all_keys, all_values = self._keys[layer], self._values[layer]
         outputs = []
         for index, window in enumerate(step.windows):
-            query = queries[window.row : window.row + window.rows].reshape(-1, kv_heads, group, head_dim)
+            query = queries[window.row : window.row + window.rows].view(-1, kv_heads, group, head_dim)
             if window.offsets is not None:
                 spread = query.new_zeros(window.last - window.first, kv_heads, group, head_dim)
                 query = spread.index_copy_(0, window.offsets, query)
-            out = F.scaled_dot_product_attention(
-                query,
-                all_keys[window.first : window.last, :, : window.length],
-                all_values[window.first : window.last, :, : window.length],
-                attn_mask=self._window_mask(step, index, sliding_window),
-                scale=scale,
-            )
+            keys, values = self._view(layer, window)
+            mask = self._window_mask(step, index, sliding_window)
+            out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
             if window.offsets is not None:
                 out = out.index_select(0, window.offsets)
             outputs.append(out.reshape(window.rows, heads * head_dim))
@@ -214,8 +207,8 @@ class SlotCache:
             shape = (kv_heads, group, stop, head_dim)
             out = F.scaled_dot_product_attention(
                 query.reshape(kv_heads, group, chunk.tokens, head_dim),
-                all_keys[chunk.slot, :, None, :stop].expand(shape),
-                all_values[chunk.slot, :, None, :stop].expand(shape),
+                self._keys[layer][chunk.slot, :, None, :stop].expand(shape),
+                self._values[layer][chunk.slot, :, None, :stop].expand(shape),
                 attn_mask=self._chunk_mask(step, index, sliding_window),
                 scale=scale,
             )
@@ -227,6 +220,20 @@ class SlotCache:
     def _tensor(self, array: Int64Array) -> Tensor:
         tensor = torch.from_numpy(array)
         return tensor if self.device.type == "cpu" else tensor.to(self.device, non_blocking=True)
+
+    def _view(self, layer: int, window: Window) -> tuple[Tensor, Tensor]:
+        """Keys and values of a window. The views are kept: windows return step after step, and slicing adds up."""
+        key = (layer, window.first, window.last, window.length)
+        view = self._views.get(key)
+        if view is None:
+            if len(self._views) >= MAX_VIEWS:
+                self._views.clear()
+            slots, positions = slice(window.first, window.last), slice(window.length)
+            view = self._views[key] = (
+                self._keys[layer][slots, :, positions],
+                self._values[layer][slots, :, positions],
+            )
+        return view
 
     def _windows(self, slots: Int64Array, lengths: Int64Array) -> list[Window]:
         """Cover ascending slots by windows: a hole is bridged where that is cheaper than another call."""

@@ -1,6 +1,6 @@
 """An engine without a model, for tests and dry runs: replies come from a script, at once or after a delay.
 
-    engine = ScriptedEngine([[5, 6, 2], [7, 2]])                  # the first and the second turn of every session
+    engine = ScriptedEngine([[5, 6, 2], [7, 2]])  # the first and the second turn of every session
     engine = ScriptedEngine(lambda call: [call.prompt_ids[-1], 2])
     engine = ScriptedEngine(script, delay=0.01, fault=lambda call: call.number == 3 and "server lost")
 

@@ -6,9 +6,10 @@
             …                                            # one update
             scheduler.advance(version)                   # its weights are published
 
-At dispatch the rule is soft: of each environment at most (updates + 1 + staleness) times the groups per step
-may have been dispatched. At consumption it is hard: a group with a token older than ``version - staleness`` is
-dropped, and its quota goes back, so that another takes its place. Staleness 0 is synchronous training, by the same code.
+At dispatch the rule is soft: of each environment at most (updates + 1 + staleness) times the groups per
+step may have been dispatched. At consumption it is hard: a group with a token older than
+``version - staleness`` is dropped, and its quota goes back, so that another takes its place. Staleness 0 is
+synchronous training, by the same code.
 """
 
 from __future__ import annotations
@@ -260,6 +261,6 @@ class Scheduler:
 
 
 def oldest_version(group: TrajectoryGroup) -> int:
-    """The weights that drew a group's oldest token; those of its dispatch where its replies have no tokens."""
+    """The weights that drew a group's oldest token; those of its dispatch where replies have no tokens."""
     versions = [min(turn.versions) for one in group.scored for turn in one.turns if turn.versions]
     return min(versions, default=group.version)

@@ -190,10 +190,8 @@ def test_an_environment_without_baselines_has_none():
         def reset(self, task):
             return "?"
 
-    with baselines(make(Plain)) as replies:
-        assert replies == {}
-    with baselines(make("catch")) as replies:
-        assert sorted(replies) == ["constant", "random"]
+    assert baselines(Plain()) == {}
+    assert sorted(baselines(instance(make("catch")))) == ["constant", "random"]
 
 
 def test_names_and_settings_that_do_not_exist_are_named():

@@ -10,47 +10,29 @@ Neither looks at the episode: they are asked on an instance of their own, which 
 
 from __future__ import annotations
 
-import inspect
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-from turnwise.envs.session import EnvSpec
-from turnwise.envs.spec import ClassSpec
-from turnwise.errors import EnvError, boundary
 from turnwise.types import Message
 
 Baseline = Callable[[random.Random], Message]
 """From a generator to the next reply; the constant baseline draws nothing from it."""
 
 
-@contextmanager
-def baselines(spec: EnvSpec) -> Iterator[dict[str, Baseline]]:
-    """The baselines of an environment by name, ``random`` and ``constant``; none where it defines neither.
+def baselines(env: object) -> dict[str, Baseline]:
+    """The baselines of an instance by name, ``random`` and ``constant``; none where its class defines neither.
 
-        with baselines(make("catch")) as replies:
-            message = replies["random"](random.Random(0))
+    The instance is made and closed by the caller, and serves for as long as the replies are asked for:
 
-    Raises:
-        EnvError: The environment's constructor raised, or its close.
+        spec = make("catch")
+        message = baselines(spec.env_class(**spec.args))["random"](random.Random(0))
     """
-    env_class: Any = spec.env_class if isinstance(spec, ClassSpec) else None
-    names = [name for name in ("random", "constant") if callable(getattr(env_class, f"{name}_reply", None))]
-    if not isinstance(spec, ClassSpec) or not names:
-        yield {}
-        return
-    with boundary(EnvError, f"environment {spec.name}: constructor"):
-        env: Any = spec.env_class(**spec.args)
     found: dict[str, Baseline] = {}
-    if "random" in names:
-        found["random"] = env.random_reply
-    if "constant" in names:
-        found["constant"] = lambda rng: env.constant_reply()
-    try:
-        yield found
-    finally:
-        with boundary(EnvError, f"environment {spec.name}: close"):
-            closing = env.close()
-        if inspect.iscoroutine(closing):
-            closing.close()  # Never started: an instance that was not reset holds nothing that a loop opened.
+    by_chance: Any = getattr(env, "random_reply", None)
+    if callable(by_chance):
+        found["random"] = by_chance
+    always: Any = getattr(env, "constant_reply", None)
+    if callable(always):
+        found["constant"] = lambda rng: always()
+    return found

@@ -1,0 +1,218 @@
+"""What may not stand together in a recipe, beyond keys and types: a setting that does nothing is an error.
+
+Each rule looks at the whole recipe and says what it found, what is allowed and what to do. They are checked
+when a recipe is loaded, before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+
+from turnwise.config import OptimizerConfig, Recipe, SamplingConfig, Section
+
+
+def problems(recipe: Recipe) -> list[str]:
+    """Everything that is wrong with ``recipe``; empty where nothing is."""
+    found = [
+        f"{key}: does nothing {reason}; remove it"
+        for key, reason in idle_keys(recipe).items()
+        if _is_set(recipe, key)
+    ]
+    for rule in (_stages, _environments, _collect, _sft, _rl, _evaluate, _engine):
+        found += rule(recipe)
+    return found
+
+
+def made_stages(recipe: Recipe) -> list[str]:
+    """The stages of the model that a run of ``recipe`` makes, which are those that it can evaluate."""
+    return ["untrained", *(["sft"] if recipe.sft else []), *(["rl"] if recipe.rl else [])]
+
+
+def idle_keys(recipe: Recipe) -> dict[str, str]:
+    """The keys that do nothing in the chosen modes, each with the reason: ``with rl.loss=reinforce``."""
+    idle: dict[str, str] = {}
+    if recipe.model.scratch is not None:
+        idle["model.revision"] = "with model.scratch"
+    for stage in ("sft", "rl"):
+        section = getattr(recipe, stage)
+        if section is None:
+            continue
+        optimizer: OptimizerConfig = section.optimizer
+        if optimizer.kind == "adamw":
+            idle[f"{stage}.optimizer.muon_lr"] = f"with {stage}.optimizer.kind=adamw"
+    if recipe.rl is not None and recipe.rl.loss == "reinforce":
+        idle["rl.clip_low"] = idle["rl.clip_high"] = "with rl.loss=reinforce"
+    if recipe.evaluate is not None and recipe.evaluate.sampling.temperature == 0:
+        for key in ("top_p", "top_k", "min_p"):
+            idle[f"evaluate.sampling.{key}"] = "at temperature 0"
+    return idle
+
+
+def _is_set(recipe: Recipe, key: str) -> bool:
+    section: object = recipe
+    *path, name = key.split(".")
+    for part in path:
+        section = getattr(section, part)
+    assert isinstance(section, Section)
+    return name in section.model_fields_set and getattr(section, name) is not None
+
+
+def _stages(recipe: Recipe) -> Iterator[str]:
+    if not (recipe.collect or recipe.sft or recipe.rl or recipe.evaluate):
+        yield "there is nothing to do: add at least one of collect, sft, rl, evaluate"
+    if recipe.push_to_hub and not (recipe.sft or recipe.rl):
+        yield "push_to_hub: nothing is trained, so there is nothing to upload; add sft or rl, or remove it"
+
+
+def _environments(recipe: Recipe) -> Iterator[str]:
+    named: dict[str, Iterable[str]] = {}
+    if recipe.collect:
+        named["collect.episodes"] = recipe.collect.episodes
+        if isinstance(recipe.collect.keep, dict):
+            named["collect.keep"] = recipe.collect.keep
+    if recipe.sft:
+        named["sft.batch"] = recipe.sft.batch
+    if recipe.rl:
+        named["rl.groups"] = recipe.rl.groups
+    if recipe.evaluate:
+        named["evaluate.tasks"] = recipe.evaluate.tasks
+    known = list(recipe.environments)
+    for key, names in named.items():
+        for name in names:
+            if name not in known:
+                yield f"{key}.{name}: no such environment; there are {', '.join(known)}{nearest(name, known)}"
+    used = {name for names in named.values() for name in names}
+    if named:
+        for name in known:
+            if name not in used:
+                yield f"environments.{name}: no stage plays it; name it in {' or '.join(named)}, or remove it"
+
+
+def _counts(key: str, counts: dict[str, int]) -> Iterator[str]:
+    if not counts:
+        yield f"{key}: names no environment"
+    for name, count in counts.items():
+        if count < 1:
+            yield f"{key}.{name}: must be at least 1, found {count}; to leave it out, leave out its key"
+
+
+def _collect(recipe: Recipe) -> Iterator[str]:
+    collect = recipe.collect
+    if collect is None:
+        return
+    yield from _counts("collect.episodes", collect.episodes)
+    if isinstance(collect.keep, dict):
+        for name in collect.keep.keys() - collect.episodes.keys():
+            if name in recipe.environments:
+                yield f"collect.keep.{name}: collect.episodes plays no {name}; add it there or remove it here"
+    if collect.policy not in ("teacher", "engine"):
+        url, _, model = collect.policy.removeprefix("endpoint:").partition("#")
+        if not collect.policy.startswith("endpoint:") or not url or not model:
+            yield (
+                f"collect.policy: must be teacher, engine or endpoint:URL#model, found {collect.policy!r}"
+                f"{nearest(collect.policy, ['teacher', 'engine'])}"
+            )
+
+
+def _sft(recipe: Recipe) -> Iterator[str]:
+    sft = recipe.sft
+    if sft is None:
+        return
+    yield from _counts("sft.batch", sft.batch)
+    yield from _optimizer("sft", sft.optimizer, sft.steps)
+    if recipe.collect is None and not sft.sources:
+        yield "sft: there is nothing to learn from; add collect, or trajectory files in sft.sources"
+    if recipe.collect is not None and not sft.sources:
+        for name in sft.batch:
+            if name in recipe.environments and name not in recipe.collect.episodes:
+                yield f"sft.batch.{name}: collect.episodes plays no {name}; add it there or remove it here"
+
+
+def _rl(recipe: Recipe) -> Iterator[str]:
+    rl = recipe.rl
+    if rl is None:
+        return
+    yield from _counts("rl.groups", rl.groups)
+    yield from _optimizer("rl", rl.optimizer, rl.steps * rl.minibatches * rl.epochs)
+    groups = sum(rl.groups.values())
+    if rl.minibatches > groups:
+        yield f"rl.minibatches: {rl.minibatches} need as many groups a step, and rl.groups has {groups}"
+    yield from _rl_sampling(rl.sampling)
+    if rl.loss == "dapo" and rl.normalise != "token":
+        yield (
+            f"rl.normalise: rl.loss=dapo is normalised over tokens, found {rl.normalise}; remove it, or use "
+            "rl.loss=ppo"
+        )
+    if rl.loss == "dapo" and rl.clip_high <= rl.clip_low:
+        yield (
+            f"rl.clip_high: rl.loss=dapo clips higher above than below, found {rl.clip_high} with "
+            f"rl.clip_low={rl.clip_low}; set it (0.28 in the paper), or use rl.loss=ppo"
+        )
+    if rl.normalise_by_env and len(rl.groups) == 1:
+        yield "rl.normalise_by_env: does nothing with a single environment in rl.groups; remove it"
+
+
+def _rl_sampling(sampling: SamplingConfig) -> Iterator[str]:
+    for key, cuts in (
+        ("top_p", sampling.top_p < 1),
+        ("top_k", sampling.top_k > 0),
+        ("min_p", sampling.min_p > 0),
+    ):
+        if cuts:
+            yield (
+                f"rl.sampling.{key}: a cut distribution is not the one that is trained, and there is no "
+                f"correction for it yet; found {getattr(sampling, key)}; remove it"
+            )
+    if sampling.temperature == 0:
+        yield "rl.sampling.temperature: siblings must differ to be compared, found 0; use 1.0"
+
+
+def _optimizer(stage: str, optimizer: OptimizerConfig, updates: int) -> Iterator[str]:
+    if optimizer.warmup_steps >= updates:
+        yield (
+            f"{stage}.optimizer.warmup_steps: {optimizer.warmup_steps} leave none of the stage's {updates} "
+            "updates at the full rate; lower it"
+        )
+
+
+def _evaluate(recipe: Recipe) -> Iterator[str]:
+    evaluate = recipe.evaluate
+    if evaluate is None:
+        return
+    yield from _counts("evaluate.tasks", evaluate.tasks)
+    made = made_stages(recipe)
+    if "stages" in evaluate.model_fields_set:
+        if not evaluate.stages:
+            yield f"evaluate.stages: names none; this run makes {', '.join(made)}"
+        for stage in evaluate.stages:
+            if stage not in made:
+                yield (
+                    f"evaluate.stages: this run makes no '{stage}', only {', '.join(made)}; "
+                    f"add a section '{stage}', or leave it out"
+                )
+
+
+def _engine(recipe: Recipe) -> Iterator[str]:
+    most = recipe.engine.max_context
+    if most is None:
+        return
+    for name, environment in recipe.environments.items():
+        asked = environment.limits.max_context
+        if asked is not None and asked > most:
+            yield (
+                f"environments.{name}.limits.max_context: {asked} is more than engine.max_context, {most}; "
+                "lower the one or raise the other"
+            )
+    for key, section in (("rl", recipe.rl), ("evaluate", recipe.evaluate)):
+        if section is not None and section.sampling.max_tokens >= most:
+            yield (
+                f"{key}.sampling.max_tokens: {section.sampling.max_tokens} leave no room for a prompt in "
+                f"engine.max_context, {most}; lower the one or raise the other"
+            )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` where one of ``known`` is close, else nothing."""
+    close = difflib.get_close_matches(name, list(known), 1, 0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""

@@ -176,11 +176,10 @@ def test_baselines_come_from_the_training_answers_alone():
     counts = {}
     for row in rows:
         counts[row["answer"]] = counts.get(row["answer"], 0) + 1
-    with baselines(spec) as replies:
-        constant = replies["constant"](random.Random(0)).tool_calls[0].arguments["answer"]
-        drawn = [
-            replies["random"](random.Random(seed)).tool_calls[0].arguments["answer"] for seed in range(400)
-        ]
+    replies = baselines(instance(spec))
+    constant = replies["constant"](random.Random(0)).tool_calls[0].arguments["answer"]
+    at_random = [replies["random"](random.Random(seed)) for seed in range(400)]
+    drawn = [reply.tool_calls[0].arguments["answer"] for reply in at_random]
     assert counts[constant] == max(counts.values())
     assert set(drawn) <= set(counts) and len(set(drawn)) > 10
 

@@ -21,7 +21,7 @@ Baseline = Callable[[random.Random], Message]
 
 
 def baselines(env: object) -> dict[str, Baseline]:
-    """The baselines of an instance by name, ``random`` and ``constant``; none where its class defines neither.
+    """The baselines of an instance by name, ``random`` and ``constant``; empty where it defines neither.
 
     The instance is made and closed by the caller, and serves for as long as the replies are asked for:
 

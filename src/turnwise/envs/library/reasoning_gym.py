@@ -17,6 +17,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
@@ -31,6 +32,8 @@ PATIENCE = 200
 """Draws in a row that bring no new question after which a dataset counts as used up."""
 GOLD_KEYS = ("possible_answer", "example_answer", "example_correct_answer")
 """Where datasets with many right answers (``answer`` is None) keep one of them, in the metadata."""
+GLOBAL_RANDOM = ("list_functions",)
+"""Datasets that draw from Python's global generator as well as from their own."""
 QUICK_SCORES = ("chain_sum", "products")
 """Datasets whose own ``score_answer`` is known to take microseconds whatever the answer is."""
 
@@ -337,9 +340,10 @@ def _questions(name: str, seed: int, size: int, settings: str) -> Iterator[dict[
     seen: set[str] = set()
     block = missed = 0
     while True:
-        dataset = _dataset(name, seed + block * size, size, settings)
+        start = seed + block * size
+        dataset = _dataset(name, start, size, settings)
         for index in range(size):
-            with boundary(EnvError, f"reasoning_gym:{name}: item {index}"):
+            with boundary(EnvError, f"reasoning_gym:{name}: item {index}"), _seeded(name, start + index):
                 entry = dataset[index]
             if entry["question"] in seen:
                 missed += 1
@@ -352,6 +356,20 @@ def _questions(name: str, seed: int, size: int, settings: str) -> Iterator[dict[
             if len(seen) == size:
                 return
         block += 1
+
+
+@contextmanager
+def _seeded(name: str, seed: int) -> Iterator[None]:
+    """Python's global generator seeded for a dataset that draws from it, and put back afterwards."""
+    if name not in GLOBAL_RANDOM:
+        yield
+        return
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 @lru_cache(maxsize=16)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from turnwise.errors import RecipeError
-from turnwise.recipe import changed_keys, lines, load_recipe, resolved
+from turnwise.recipe import changed_keys, lines, load_recipe, resolved, show
 from turnwise.recipe_yaml import inline, parse_mapping, parse_value
 
 RECIPE = """\
@@ -179,6 +181,7 @@ def test_no_file(tmp_path: Path) -> None:
             ["evaluate.sampling={temperature: 0.0, top_p: 0.9}"],
             "evaluate.sampling.top_p: does nothing at temperature 0",
         ),
+        (["collect.sampling={top_k: 3}"], "collect.sampling.top_k: does nothing with collect.policy=teacher"),
         (
             ["rl.groups={cathc: 2, sum: 1}"],
             "rl.groups.cathc: no such environment; there are catch, sum; did you mean 'catch'?",
@@ -254,7 +257,7 @@ def test_resolved_loads_as_the_same_recipe(write, overrides: list[str]) -> None:
     again = load_recipe(write(text))
     assert resolved(again) == text
     assert again.rl == recipe.rl and again.sft == recipe.sft and again.environments == recipe.environments
-    assert yaml.safe_load(text)["collect"] == recipe.model_dump(mode="json")["collect"]
+    assert yaml.safe_load(text)["engine"] == recipe.model_dump(mode="json")["engine"]
 
 
 def test_resolved_names_what_runs_and_marks_what_changed(write) -> None:
@@ -271,8 +274,9 @@ def test_changed_keys(write) -> None:
     new = resolved(
         load_recipe(write(), ["rl.steps=9", "environments.catch.args={rows: 4}", "rl.optimizer.kind=muon"])
     )
-    assert changed_keys(old, old) == []
-    assert changed_keys(old, new) == [
+    before, now = yaml.safe_load(old), yaml.safe_load(new)
+    assert changed_keys(before, before) == []
+    assert changed_keys(before, now) == [
         "environments.catch.args.rows: 6 before, 4 now",
         "rl.steps: 5 before, 9 now",
         "rl.optimizer.kind: adamw before, muon now",
@@ -313,7 +317,17 @@ scalars = (
     )
 )
 def test_inline_is_read_back(value: object) -> None:
-    assert parse_value(inline(value)) == value
+    assert parse_value(inline(value)) == value == yaml.safe_load(inline(value))
+
+
+def test_show_marks_what_changed(write) -> None:
+    recipe = load_recipe(write())
+    plain, terminal = io.StringIO(), io.StringIO()
+    show(recipe, Console(file=plain))
+    show(recipe, Console(file=terminal, force_terminal=True, color_system="standard", _environ={}))
+    assert plain.getvalue() == resolved(recipe)
+    assert "  steps:\x1b[1;32m 5\x1b[0m" in terminal.getvalue()
+    assert "  group_size:\x1b[2m 8\x1b[0m" in terminal.getvalue()
 
 
 @pytest.mark.parametrize(

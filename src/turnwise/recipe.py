@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -21,6 +21,9 @@ from turnwise.config import Recipe
 from turnwise.errors import RecipeError
 from turnwise.recipe_rules import idle_keys, made_stages, nearest, problems
 from turnwise.recipe_yaml import inline, key_lines, parse_mapping, parse_value
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Place = tuple[str, ...]
 """Where a key stands: ``("rl", "optimizer", "lr")``."""
@@ -213,8 +216,10 @@ def _lines(
         else:
             default = _NONE if field.is_required() else field.get_default(call_default_factory=True)
         if isinstance(value, BaseModel):
-            yield Line(len(at), name, "", value != default)
-            yield from _lines(value, default, place, idle, made)
+            inner = list(_lines(value, default, place, idle, made))
+            if inner:
+                yield Line(len(at), name, "", value != default)
+                yield from inner
         elif isinstance(value, dict) and any(isinstance(entry, BaseModel) for entry in value.values()):
             yield Line(len(at), name, "", True)
             for key, entry in value.items():
@@ -232,18 +237,28 @@ def resolved(recipe: Recipe) -> str:
     return "".join(f"{'  ' * line.depth}{line.key}: {line.value}".rstrip() + "\n" for line in lines(recipe))
 
 
-def changed_keys(old: str, new: str) -> list[str]:
+def show(recipe: Recipe, console: Console | None = None) -> None:
+    """Print the recipe, resolved; on a terminal what differs from the defaults stands out."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = console or Console(highlight=False)
+    text = Text()
+    for line in lines(recipe):
+        style = "" if not line.value else "bold green" if line.changed else "dim"
+        text.append(f"{'  ' * line.depth}{line.key}:")
+        text.append(f" {line.value}\n" if line.value else "\n", style=style)
+    console.print(text, end="", soft_wrap=True)
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs between two resolved recipes: ``rl.steps: 40 before, 60 now``.
 
     Args:
-        old: A run's ``recipe.yaml``; it may be from another version of Turnwise.
-        new: `resolved` of the recipe at hand.
-
-    Raises:
-        RecipeError: One of them is no YAML mapping.
+        old: The mapping of a run's ``recipe.yaml``; it may be from another version of Turnwise.
+        new: That of `resolved` of the recipe at hand.
     """
-    before = dict(_flat(parse_mapping(old, "the run's recipe.yaml")))
-    now = dict(_flat(parse_mapping(new, "the recipe")))
+    before, now = dict(_flat(old)), dict(_flat(new))
     return [
         f"{key}: {inline(before[key]) if key in before else 'not there'} before, "
         f"{inline(now[key]) if key in now else 'not there'} now"

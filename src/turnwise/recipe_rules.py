@@ -46,6 +46,9 @@ def idle_keys(recipe: Recipe) -> dict[str, str]:
     if recipe.evaluate is not None and recipe.evaluate.sampling.temperature == 0:
         for key in ("top_p", "top_k", "min_p"):
             idle[f"evaluate.sampling.{key}"] = "at temperature 0"
+    if recipe.collect is not None and recipe.collect.policy == "teacher":
+        for key in SamplingConfig.model_fields:
+            idle[f"collect.sampling.{key}"] = "with collect.policy=teacher"
     return idle
 
 
@@ -204,7 +207,8 @@ def _engine(recipe: Recipe) -> Iterator[str]:
                 f"environments.{name}.limits.max_context: {asked} is more than engine.max_context, {most}; "
                 "lower the one or raise the other"
             )
-    for key, section in (("rl", recipe.rl), ("evaluate", recipe.evaluate)):
+    collect = recipe.collect if recipe.collect and recipe.collect.policy == "engine" else None
+    for key, section in (("collect", collect), ("rl", recipe.rl), ("evaluate", recipe.evaluate)):
         if section is not None and section.sampling.max_tokens >= most:
             yield (
                 f"{key}.sampling.max_tokens: {section.sampling.max_tokens} leave no room for a prompt in "

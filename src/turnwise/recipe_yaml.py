@@ -113,21 +113,22 @@ def key_lines(text: str) -> dict[tuple[str, ...], int]:
 
 
 def inline(value: Any) -> str:
-    """``value`` as YAML on one line, read back equal by `parse_value`."""
+    """``value`` as YAML on one line, which YAML 1.1 and 1.2 read alike."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{inline(key)}: {inline(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(inline, value)) + "]"
     if isinstance(value, float):
         text = repr(value)
+        if "e" in text and "." not in text:
+            text = text.replace("e", ".0e")
         return {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}.get(text, text)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int):
         return str(value)
-    # Plain where YAML 1.2 would read the same text back and no flow character is in it; quoted otherwise.
     text = str(value)
-    if _PLAIN.fullmatch(text) and parse_value(text) == text:
+    if _PLAIN.fullmatch(text) and parse_value(text) == text and yaml.safe_load(text) == text:
         return text
     quoted: str = yaml.safe_dump(text, default_style='"', width=10**9, allow_unicode=True)
     return quoted.removesuffix("\n")

@@ -160,6 +160,8 @@ class CollectConfig(Section):
     """How many for each environment."""
     keep: dict[str, float] | float | None = None
     """Keep episodes with at least this reward, over all environments or for each; all where it is not set."""
+    sampling: SamplingConfig = SamplingConfig()
+    """Of ``engine`` and ``endpoint``; a teacher draws nothing."""
     concurrency: int = Field(64, ge=1)
 
 

@@ -62,13 +62,27 @@ def fit_tokenizer(
     tags = re.compile("|".join(re.escape(tag) for tag in (*SPECIALS, *MARKERS)))
     tokenizer.train_from_iterator((part for text in texts for part in tags.split(text)), trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
     )
     fast.chat_template = chat_template
     return fast
 
 
-def write_model(config: ScratchConfig, tokenizer: Any, directory: Path, *, max_context: int, seed: int) -> None:
+def blank_tokenizer(chat_template: str) -> Any:
+    """A tokenizer that renders ``chat_template`` to text and encodes nothing: for what there is to fit on."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def write_model(
+    config: ScratchConfig, tokenizer: Any, directory: Path, *, max_context: int, seed: int
+) -> None:
     """Write a randomly initialised model and its tokenizer as a model directory.
 
     Args:

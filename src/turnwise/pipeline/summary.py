@@ -32,9 +32,9 @@ def summarise(episodes: Iterable[tuple[str, Trajectory]], *, resamples: int, see
         seed: Of the bootstrap.
 
     Returns:
-        A mapping ready for JSON. ``mean``, ``low``, ``high`` and ``pass_at`` are over sampled play, ``greedy``
-        is the mean at temperature 0. Failed episodes are counted in ``failed`` and are in no mean. A stage
-        none of whose episodes was scored has ``mean`` null.
+        A mapping ready for JSON. ``mean``, ``low``, ``high`` and ``pass_at`` are over sampled play,
+        ``greedy`` is the mean at temperature 0. Failed episodes are counted in ``failed`` and are in no
+        mean. A stage none of whose episodes was scored has ``mean`` null.
     """
     sampled: dict[tuple[str, str], Rewards] = defaultdict(lambda: defaultdict(list))
     greedy: dict[tuple[str, str], Rewards] = defaultdict(lambda: defaultdict(list))

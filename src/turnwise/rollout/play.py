@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 
 from turnwise.errors import TaskError
 from turnwise.rollout.arena import Arena
@@ -24,7 +24,7 @@ async def play_all(
     sink: Sink,
     concurrency: int = 256,
     max_failures: int = 64,
-) -> AsyncIterator[Trajectory]:
+) -> AsyncGenerator[Trajectory, None]:
     """Play every episode once and yield each as it ends; it has reached the sink by then.
 
     Reward functions score each episode by itself. Whoever leaves the iteration early closes it

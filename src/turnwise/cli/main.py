@@ -1,0 +1,31 @@
+"""``turnwise``: the command line. Each verb is a file of its own and imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from turnwise.cli import doctor, env, report, run
+from turnwise.errors import TurnwiseError
+
+app = typer.Typer(
+    name="turnwise",
+    help="Train language-model agents on whole trajectories.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run")(run.run)
+app.command("report")(report.report)
+app.command("doctor")(doctor.doctor)
+app.add_typer(env.app, name="env")
+
+
+def main() -> None:
+    """Entry point: errors that users can cause are one message, not a traceback."""
+    try:
+        app()
+    except TurnwiseError as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(1)

@@ -1,0 +1,52 @@
+"""``turnwise run``: run a recipe, or go on where it was stopped."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/quickstart.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Keys to change: rl.steps=10 model.name=./my-model")
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option(help="Run this stage alone: init, collect, sft, rl, evaluate, export.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe, resolved, and stop.")] = False,
+    runs: Annotated[Path, typer.Option(help="Where run directories are.")] = Path("runs"),
+    changed: Annotated[
+        bool, typer.Option("--changed", help="Go on with a run whose recipe has changed since.")
+    ] = False,
+) -> None:
+    """Run a recipe: collect, sft, rl, evaluate. Stages that are done are skipped; a stopped one goes on."""
+    from turnwise.recipe import load_recipe, show
+
+    loaded = load_recipe(recipe, overrides or [])
+    if dry_run:
+        show(loaded)
+        return
+
+    from turnwise.pipeline.resume import check_unchanged
+    from turnwise.pipeline.run import run_recipe
+    from turnwise.store import RunDir
+    from turnwise.view.events import Interrupted
+    from turnwise.view.live import Live
+
+    directory = RunDir(runs / loaded.name)
+    # A terminal that goes away, or a scheduler's SIGTERM, is treated as Ctrl-C: what is finished is on disk.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with directory.lock():
+        check_unchanged(directory, loaded, allowed=changed)
+        with Live(loaded, directory) as live:
+            try:
+                summary = run_recipe(loaded, directory, live, stage=stage)
+            except KeyboardInterrupt:
+                live(Interrupted(resume_command=" ".join(["turnwise", *sys.argv[1:]])))
+                raise typer.Exit(130) from None
+            live.conclude(summary)

@@ -1,0 +1,203 @@
+"""`Run`: what the stages of one run share: recipe, directory, environments, and where its models are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from turnwise.config import Recipe, SamplingConfig
+from turnwise.envs.registry import make
+from turnwise.envs.session import EnvSpec
+from turnwise.errors import RecipeError
+from turnwise.pipeline.tasks import TaskStream
+from turnwise.rollout.arena import Arena
+from turnwise.store import RunDir
+from turnwise.types import Sampling
+from turnwise.view.events import Event, Note, StageFinished, StageStarted
+
+if TYPE_CHECKING:
+    from turnwise.chat.base import Renderer
+    from turnwise.chat.renderer import TemplateRenderer
+    from turnwise.engines.transformers import TransformersEngine
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model's weights and tokenizer are read from."""
+
+    name: str
+    """Hub name or directory."""
+    revision: str | None = None
+
+
+class Run:
+    """One run of a recipe.
+
+    Args:
+        recipe: What to do.
+        directory: Where everything is written; its lock must be held while a stage runs.
+        emit: Takes the events that people see.
+    """
+
+    def __init__(self, recipe: Recipe, directory: RunDir, emit: Callable[[Event], None]) -> None:
+        self.recipe, self.directory, self.emit = recipe, directory, emit
+
+    # -- environments -------------------------------------------------------------------------------
+
+    @cached_property
+    def specs(self) -> dict[str, EnvSpec]:
+        """The recipe's environments by name.
+
+        Raises:
+            EnvSpecError: One does not exist, or does not take its arguments.
+        """
+        return {
+            name: make(config.env or name, name=name, args=config.args)
+            for name, config in self.recipe.environments.items()
+        }
+
+    def arenas(self, renderer: Renderer | None = None) -> dict[str, Arena]:
+        """Each environment, ready to be played under the recipe's limits and rewards."""
+        fingerprint = renderer.fingerprint if renderer else ""
+        return {
+            name: Arena.of(name, spec, self.recipe.environments[name], renderer=fingerprint)
+            for name, spec in self.specs.items()
+        }
+
+    def tasks(self, env: str, split: str, stage: str) -> TaskStream:
+        """A stage's tasks in their fixed order.
+
+        Raises:
+            TaskError: There are none in this split.
+        """
+        return TaskStream(self.specs[env], split, seed=self.recipe.seed, salt=stage)
+
+    # -- models -------------------------------------------------------------------------------------
+
+    def model_before(self, stage: str) -> ModelSource:
+        """The model that a stage starts from: what the last stage before it made.
+
+        Raises:
+            RecipeError: That stage has not been run; the message names the command.
+        """
+        order = ["init", "sft", "rl"]
+        for earlier in reversed(order[: order.index(stage)]):
+            if self._makes_model(earlier):
+                return self.model_after(earlier)
+        model = self.recipe.model
+        assert model.name is not None, "a recipe without a model's name makes one from scratch"
+        return ModelSource(model.name, model.revision)
+
+    def model_after(self, stage: str) -> ModelSource:
+        """The model that a finished stage made."""
+        found = self.directory.latest(final(stage))
+        if found is None or self.directory.done(stage) is None:
+            raise RecipeError(
+                f"stage '{stage}' of run '{self.recipe.name}' is not finished, and what you asked for starts "
+                f"from its model: run it first with --stage {stage}, or the whole recipe"
+            )
+        return ModelSource(str(found.path))
+
+    def _makes_model(self, stage: str) -> bool:
+        return {
+            "init": self.recipe.model.scratch is not None,
+            "sft": self.recipe.sft is not None,
+            "rl": self.recipe.rl is not None,
+        }[stage]
+
+    def renderer(self, model: ModelSource) -> TemplateRenderer:
+        """The one renderer of the run, on this model's tokenizer.
+
+        Raises:
+            TemplateError: The chat template cannot do what the run asks of it.
+        """
+        from turnwise.chat.renderer import load_renderer
+
+        config = self.recipe.model
+        renderer = load_renderer(
+            model.name,
+            revision=model.revision,
+            chat_template=config.chat_template,
+            chat_template_kwargs=config.chat_template_kwargs,
+            dialect=config.dialect,
+        )
+        with_tools = renderer.reports.get(True)
+        if with_tools is not None and not with_tools.bridges:
+            self.note("warning", f"every turn starts a new segment: {with_tools.note}")
+        return renderer
+
+    @asynccontextmanager
+    async def engine(self, model: ModelSource) -> AsyncIterator[TransformersEngine]:
+        """The embedded engine on a model, closed at the end."""
+        from turnwise.engines.transformers import TransformersEngine
+
+        config = self.recipe.engine
+        engine = await TransformersEngine.load(
+            model.name,
+            revision=model.revision,
+            device=config.device or default_device(),
+            dtype=config.dtype or self.recipe.model.dtype or default_dtype(config.device),
+            max_sequences=config.max_sequences,
+            max_context=config.max_context,
+            kv_tokens=config.kv_tokens,
+            prefill_tokens=config.prefill_tokens,
+        )
+        try:
+            yield engine
+        finally:
+            await engine.aclose()
+
+    # -- people -------------------------------------------------------------------------------------
+
+    def note(self, level: Literal["info", "warning", "error"], text: str) -> None:
+        """Tell people something that is no progress."""
+        self.emit(Note(level=level, text=text))
+
+    @contextmanager
+    def stage(self, name: str, *, total: int, unit: str) -> Iterator[dict[str, Any]]:
+        """Announce a stage; what the block puts into the mapping is its summary and its done marker."""
+        self.emit(StageStarted(stage=name, total=total, unit=unit))
+        began = time.monotonic()
+        info: dict[str, Any] = {}
+        yield info
+        seconds = time.monotonic() - began
+        self.directory.mark_done(name, {**info, "seconds": round(seconds, 3)})
+        self.emit(StageFinished(stage=name, summary=info, seconds=seconds))
+
+
+def final(stage: str) -> str:
+    """The name under which a stage's finished model stands among the checkpoints."""
+    return f"{stage}-model"
+
+
+def sampling_of(config: SamplingConfig, *, seed: int, greedy: bool = False) -> Sampling:
+    """A recipe's sampling settings as the engine takes them."""
+    return Sampling(
+        max_tokens=config.max_tokens,
+        temperature=0.0 if greedy else config.temperature,
+        top_p=1.0 if greedy else config.top_p,
+        top_k=0 if greedy else config.top_k,
+        min_p=0.0 if greedy else config.min_p,
+        seed=seed,
+    )
+
+
+def default_device() -> str:
+    """A GPU where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_dtype(device: str | None) -> str:
+    """bfloat16 on a GPU, float32 on a CPU."""
+    return "bfloat16" if (device or default_device()).startswith("cuda") else "float32"
+
+
+def mean(values: Mapping[str, list[float]]) -> dict[str, float]:
+    """The mean of each list that is not empty."""
+    return {name: sum(found) / len(found) for name, found in values.items() if found}

@@ -1,0 +1,74 @@
+"""What SFT and RL share: a learner on the stage's first model, checkpoints, the finished model."""
+
+from __future__ import annotations
+
+from turnwise.config import BatchConfig, OptimizerConfig
+from turnwise.learn.learner import Learner
+from turnwise.learn.model import load_model
+from turnwise.pipeline.context import ModelSource, Run, final
+
+KEPT_CHECKPOINTS = 1
+"""Learner states of a stage that are kept: a state is three times its model."""
+
+
+def open_learner(
+    run: Run,
+    model: ModelSource,
+    *,
+    optimizer: OptimizerConfig,
+    rows: BatchConfig,
+    total_steps: int,
+    reference: bool = False,
+) -> Learner:
+    """A learner that has taken no step yet.
+
+    Args:
+        run: The run.
+        model: What the stage starts from.
+        optimizer: The stage's.
+        rows: The stage's.
+        total_steps: Updates that the schedule spans.
+        reference: Keep the starting weights, for a KL term.
+    """
+    from transformers import AutoTokenizer
+
+    config = run.recipe.model
+    policy = load_model(
+        config.model_copy(update={"revision": model.revision}), model.name, seed=run.recipe.seed
+    )
+    if reference:
+        policy.keep_reference()
+    tokenizer = AutoTokenizer.from_pretrained(model.name, revision=model.revision)
+    return Learner(
+        policy, tokenizer, optimizer=optimizer, rows=rows, total_steps=total_steps, seed=run.recipe.seed
+    )
+
+
+def load_latest(run: Run, stage: str, learner: Learner) -> int:
+    """Put the learner where the stage's last checkpoint left it.
+
+    Returns:
+        The step of that checkpoint; 0 where there is none.
+    """
+    latest = run.directory.latest(stage)
+    if latest is None:
+        return 0
+    learner.load(latest.path)
+    return latest.step
+
+
+def save_state(run: Run, stage: str, step: int, learner: Learner) -> None:
+    """Write a checkpoint to go on from, and drop those before it.
+
+    Raises:
+        StoreError: The disk is full; the checkpoint before is intact.
+    """
+    with run.directory.checkpoint(stage, step) as path:
+        learner.save(path)
+    run.directory.prune(stage, KEPT_CHECKPOINTS)
+
+
+def save_model(run: Run, stage: str, step: int, learner: Learner) -> None:
+    """Write the stage's finished model as an ordinary model directory, adapters merged."""
+    with run.directory.checkpoint(final(stage), step) as path:
+        learner.export(path)

@@ -1,0 +1,167 @@
+"""Online reinforcement learning: play, credit, learn, publish. The loop is `_train`; the rest serves it.
+
+    source ──> Scheduler.next_step ──> groups ──> updates_of ──> Learner ──> weights, version v+1 ──┐
+                  ^                     (each episode is on disk before it is used)                  │
+                  └──────────────── engine, policy <──────────────────────────────────────────────┘
+
+A step's trajectory ids are recorded before it is learned from. A killed run loads its last checkpoint, makes
+the recorded updates again from disk, and plays only what is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from turnwise.config import RlConfig
+from turnwise.learn.learner import Learner
+from turnwise.learn.losses import make_loss
+from turnwise.pipeline.context import Run, sampling_of
+from turnwise.pipeline.learning import load_latest, open_learner, save_model, save_state
+from turnwise.pipeline.sink import EpisodeSink
+from turnwise.pipeline.source import GroupSource
+from turnwise.pipeline.updates import Update, group_metrics, updates_of
+from turnwise.rollout.policies import ModelPolicy
+from turnwise.rollout.scheduler import Scheduler
+from turnwise.store import StepRecord
+from turnwise.types import TrajectoryGroup
+from turnwise.view.events import Progress, StepLine
+
+if TYPE_CHECKING:
+    from turnwise.engines.transformers import TransformersEngine
+
+STAGE = "rl"
+
+
+async def rl(run: Run) -> None:
+    """Train, from the last checkpoint and the recorded steps where there are any."""
+    config = run.recipe.rl
+    assert config is not None
+    model = run.model_before(STAGE)
+    with run.stage(STAGE, total=config.steps, unit="steps") as info:
+        learner = open_learner(
+            run,
+            model,
+            optimizer=config.optimizer,
+            rows=config.rows,
+            total_steps=config.steps * config.minibatches * config.epochs,
+            reference=config.kl > 0,
+        )
+        source = GroupSource(run, STAGE, config)
+        step = await asyncio.to_thread(_redo, run, config, learner, source)
+        if step < config.steps:
+            renderer = run.renderer(model)
+            async with run.engine(model) as engine:
+                if learner.version:
+                    await engine.load_weights(learner.publish(), learner.version)
+                await _train(run, config, learner, source, engine, ModelPolicy(engine, renderer), step)
+        save_model(run, STAGE, config.steps, learner)
+        info["steps"] = config.steps
+        info["version"] = learner.version
+
+
+async def _train(
+    run: Run,
+    config: RlConfig,
+    learner: Learner,
+    source: GroupSource,
+    engine: TransformersEngine,
+    policy: ModelPolicy,
+    done: int,
+) -> None:
+    """From step ``done + 1`` to the last."""
+    async with Scheduler(
+        arenas=run.arenas(policy.renderer),
+        policy=policy,
+        sampling=sampling_of(config.sampling, seed=run.recipe.seed),
+        source=source,
+        groups_per_step=config.groups,
+        sink=EpisodeSink(run.directory, STAGE),
+        staleness=config.staleness,
+        concurrency=config.concurrency,
+        version=learner.version,
+        max_failures=config.max_failures,
+    ) as scheduler:
+        for step in range(done + 1, config.steps + 1):
+            began = time.monotonic()
+            groups = await scheduler.next_step()
+            played = time.monotonic()
+            version = learner.version
+            run.directory.append_step(_record(step, groups))
+            metrics = await asyncio.to_thread(_learn, learner, groups, config, run.recipe.seed, step)
+            learned = time.monotonic()
+            await engine.load_weights(learner.publish(), learner.version)
+            scheduler.advance(learner.version)
+            published = time.monotonic()
+            metrics |= {
+                **group_metrics(groups, version=version),
+                **scheduler.metrics,
+                "rollout_seconds": played - began,
+                "learn_seconds": learned - played,
+                "publish_seconds": published - learned,
+                "version": float(learner.version),
+            }
+            run.directory.metrics(STAGE, step, metrics)
+            run.emit(StepLine(stage=STAGE, step=step, metrics=metrics))
+            run.emit(Progress(stage=STAGE, done=step, metrics={}))
+            if step % config.checkpoint_every == 0 and step < config.steps:
+                await asyncio.to_thread(save_state, run, STAGE, step, learner)
+
+
+def _learn(
+    learner: Learner, groups: Sequence[TrajectoryGroup], config: RlConfig, seed: int, step: int
+) -> dict[str, float]:
+    """All updates of one step."""
+    loss = make_loss(config)
+    metrics: dict[str, float] = {}
+    updates = list(updates_of(groups, config, seed=seed, step=step))
+    made = 0
+    for update in updates:
+        if not update.samples:
+            continue
+        samples = learner.with_reference(update.samples) if config.kl > 0 else update.samples
+        found = learner.forward_backward(samples, loss) | learner.optim_step()
+        # What is reported of a step is its first update's: only that one is on the policy that played.
+        metrics = metrics or found
+        made += 1
+    return {**metrics, **_credit_metrics(updates), "updates": float(made)}
+
+
+def _credit_metrics(updates: Sequence[Update]) -> dict[str, float]:
+    groups = sum(update.groups for update in updates)
+    return {
+        "flat_groups": sum(update.flat for update in updates) / groups if groups else 0.0,
+        "lone_groups": float(sum(update.lone for update in updates)),
+        "samples": float(sum(len(update.samples) for update in updates)),
+        "left_out_samples": float(sum(update.left_out for update in updates)),
+    }
+
+
+def _redo(run: Run, config: RlConfig, learner: Learner, source: GroupSource) -> int:
+    """Load the last checkpoint and make the updates that were recorded after it again, from disk.
+
+    Returns:
+        The last step that is done.
+    """
+    step = load_latest(run, STAGE, learner)
+    for record in run.directory.steps(STAGE):
+        source.spend(record.trajectory_ids)
+        if record.step <= step:
+            continue
+        assert record.step == step + 1, f"steps.jsonl goes from {step} to {record.step}"
+        _learn(learner, source.recorded(record.trajectory_ids), config, run.recipe.seed, record.step)
+        learner.publish()
+        step = record.step
+        run.emit(Progress(stage=STAGE, done=step, metrics={}))
+    return step
+
+
+def _record(step: int, groups: Sequence[TrajectoryGroup]) -> StepRecord:
+    """What `_redo` needs: every trajectory of the step, failed ones included."""
+    return StepRecord(
+        stage=STAGE,
+        step=step,
+        trajectory_ids=tuple(one.id for group in groups for one in group.trajectories),
+    )

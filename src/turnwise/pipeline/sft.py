@@ -1,0 +1,133 @@
+"""Supervised learning on recorded trajectories: what collect kept, and whatever else the recipe names.
+
+    trajectories ──> samples (loss on the policy's own tokens) ──> learner ──> a model directory
+
+Which trajectories an update learns from follows from the recipe's seed and the update's number alone, so a
+killed run goes on from its last checkpoint as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from turnwise.config import SftConfig
+from turnwise.errors import RecipeError
+from turnwise.learn.learner import Learner
+from turnwise.learn.losses import cross_entropy
+from turnwise.learn.normalise import weigh
+from turnwise.learn.samples import Demonstrations
+from turnwise.pipeline.collect import kept
+from turnwise.pipeline.context import Run
+from turnwise.pipeline.learning import load_latest, open_learner, save_model, save_state
+from turnwise.store import RunDir, read_trajectories
+from turnwise.types import Sample, Trajectory
+from turnwise.view.events import Progress, StepLine
+
+STAGE = "sft"
+
+
+def sft(run: Run) -> None:
+    """Train, from the last checkpoint where there is one."""
+    config = run.recipe.sft
+    assert config is not None
+    model = run.model_before(STAGE)
+    with run.stage(STAGE, total=config.steps, unit="updates") as info:
+        learner = open_learner(
+            run, model, optimizer=config.optimizer, rows=config.rows, total_steps=config.steps
+        )
+        start = load_latest(run, STAGE, learner)
+        lessons = _lessons(run, config, Demonstrations(run.renderer(model)))
+        order = LessonOrder(
+            {env: len(found) for env, found in lessons.items()}, config.batch, run.recipe.seed
+        )
+        for step in range(start + 1, config.steps + 1):
+            samples = [sample for env, i in order.update(step - 1) for sample in lessons[env][i]]
+            metrics = _update(learner, samples, config)
+            run.directory.metrics(STAGE, step, metrics)
+            run.emit(StepLine(stage=STAGE, step=step, metrics=metrics))
+            run.emit(Progress(stage=STAGE, done=step, metrics={"nll": metrics["nll"]}))
+            if step % config.checkpoint_every == 0 and step < config.steps:
+                save_state(run, STAGE, step, learner)
+        save_model(run, STAGE, config.steps, learner)
+        info["steps"] = config.steps
+        info["trajectories"] = {env: len(found) for env, found in lessons.items()}
+
+
+class LessonOrder:
+    """Which trajectories each update learns from: each pass over them is a permutation of its own.
+
+    Args:
+        available: Trajectories of each environment.
+        batch: How many of each environment make an update.
+        seed: The recipe's.
+    """
+
+    def __init__(self, available: dict[str, int], batch: dict[str, int], seed: int) -> None:
+        self.available, self.batch, self.seed = available, batch, seed
+        self._passes: dict[tuple[str, int], np.ndarray] = {}
+
+    def update(self, number: int) -> Iterator[tuple[str, int]]:
+        """(environment, index) of update ``number``, counted from 0."""
+        for env, count in self.batch.items():
+            for place in range(number * count, (number + 1) * count):
+                epoch, offset = divmod(place, self.available[env])
+                yield env, int(self._order(env, epoch)[offset])
+
+    def _order(self, env: str, epoch: int) -> np.ndarray:
+        key = env, epoch
+        if key not in self._passes:
+            # An update may end one pass and begin the next: two are kept.
+            self._passes = {known: order for known, order in self._passes.items() if known[1] >= epoch - 1}
+            rng = np.random.default_rng([self.seed, *f"sft/{env}".encode(), epoch])
+            self._passes[key] = rng.permutation(self.available[env])
+        return self._passes[key]
+
+
+def _update(learner: Learner, samples: list[Sample], config: SftConfig) -> dict[str, float]:
+    """One update on ``samples``: the mean over what ``weighting`` says counts equally."""
+    began = time.monotonic()
+    weighed = weigh(
+        samples, "sequence" if config.weighting == "sample" else "token", by_env=config.weighting == "env"
+    )
+    metrics = learner.forward_backward(weighed, cross_entropy) | learner.optim_step()
+    seconds = time.monotonic() - began
+    return {**metrics, "learn_seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
+
+
+def _lessons(run: Run, config: SftConfig, demonstrations: Demonstrations) -> dict[str, list[list[Sample]]]:
+    """Samples of each trajectory, by environment.
+
+    Raises:
+        RecipeError: There is nothing to learn from for an environment of the batch.
+    """
+    lessons: dict[str, list[list[Sample]]] = defaultdict(list)
+    for trajectory in _trajectories(run, config):
+        if config.batch.get(trajectory.env):
+            lessons[trajectory.env].append(demonstrations.samples(trajectory))
+    for env, count in config.batch.items():
+        if count and not lessons[env]:
+            raise RecipeError(
+                f"sft.batch asks for {count} trajectories of '{env}' and there are none: collect some "
+                "(--stage collect) or name files in sft.sources"
+            )
+    return lessons
+
+
+def _trajectories(run: Run, config: SftConfig) -> Iterator[Trajectory]:
+    if run.recipe.collect is not None:
+        yield from kept(run)
+    for source in config.sources:
+        path = Path(source)
+        if path.is_dir():
+            directory = RunDir(path)
+            for stage in directory.stages():
+                yield from directory.read(stage)
+        elif path.is_file():
+            yield from read_trajectories(path)
+        else:
+            raise RecipeError(f"sft.sources names '{source}': there is no such file or run directory")

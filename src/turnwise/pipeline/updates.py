@@ -1,0 +1,125 @@
+"""From a step's groups to its updates: advantages, samples, weights. And what a step's groups were like."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from turnwise.config import RlConfig
+from turnwise.learn.advantages import credit
+from turnwise.learn.normalise import weigh
+from turnwise.learn.samples import rl_samples
+from turnwise.types import Reward, Sample, Trajectory, TrajectoryGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What one update learns from."""
+
+    samples: tuple[Sample, ...]
+    """Weighed; those that would add nothing are left out, which changes no other's weight."""
+    left_out: int
+    groups: int
+    flat: int
+    """Groups whose siblings all got the same reward."""
+    lone: int
+    """Groups with a single scored sibling."""
+
+
+def updates_of(
+    groups: Sequence[TrajectoryGroup], config: RlConfig, *, seed: int, step: int
+) -> Iterator[Update]:
+    """The updates of one step: ``epochs`` passes over the groups, each in ``minibatches`` parts.
+
+    Args:
+        groups: The step's.
+        config: The recipe's.
+        seed: The recipe's; with ``step`` it fixes which group falls into which part.
+        step: Counted from 1.
+    """
+    rng = np.random.default_rng([seed, 0xE9, step])
+    if config.control == "shuffled_rewards":
+        groups = shuffle_rewards(groups, rng)
+    for _ in range(config.epochs):
+        order = rng.permutation(len(groups))
+        for part in range(config.minibatches):
+            yield _update([groups[i] for i in sorted(order[part :: config.minibatches])], config)
+
+
+def _update(groups: Sequence[TrajectoryGroup], config: RlConfig) -> Update:
+    credits = credit(groups, config.advantage)
+    samples = [
+        sample
+        for group in groups
+        for trajectory in group.scored
+        for sample in rl_samples(trajectory, credits.by_id[trajectory.id])
+    ]
+    weighed = weigh(
+        samples,
+        config.normalise,
+        max_tokens=config.sampling.max_tokens if config.normalise == "constant" else None,
+        by_env=config.normalise_by_env,
+    )
+    # Without a KL term a row whose advantage is zero has no gradient.
+    useful = [sample for sample in weighed if config.kl > 0 or sample.advantages_T.any()]
+    return Update(
+        samples=tuple(useful),
+        left_out=len(weighed) - len(useful),
+        groups=credits.groups,
+        flat=credits.flat,
+        lone=credits.lone,
+    )
+
+
+def shuffle_rewards(groups: Sequence[TrajectoryGroup], rng: np.random.Generator) -> list[TrajectoryGroup]:
+    """The same groups with their trajectories' rewards dealt out anew within each environment."""
+    pools: dict[str, list[float]] = defaultdict(list)
+    for group in groups:
+        pools[group.env] += [reward for one in group.scored if (reward := one.reward) is not None]
+    for pool in pools.values():
+        rng.shuffle(pool)
+
+    def dealt(trajectory: Trajectory) -> Trajectory:
+        if trajectory.reward is None:
+            return trajectory
+        return replace(trajectory, rewards={"shuffled": Reward(value=pools[trajectory.env].pop())})
+
+    return [replace(group, trajectories=tuple(dealt(one) for one in group.trajectories)) for group in groups]
+
+
+def group_metrics(groups: Sequence[TrajectoryGroup], *, version: int) -> dict[str, float]:
+    """What a step's episodes were like: rewards, lengths, ends, staleness.
+
+    Args:
+        groups: The step's.
+        version: The weights that were current before the step's updates.
+    """
+    episodes = [one for group in groups for one in group.trajectories]
+    metrics: dict[str, float] = {}
+    for env in sorted({one.env for one in episodes}):
+        own = [one for one in episodes if one.env == env]
+        rewards = [reward for one in own if (reward := one.reward) is not None]
+        if rewards:
+            metrics[f"reward/{env}"] = float(np.mean(rewards))
+            metrics[f"reward_std/{env}"] = float(np.std(rewards))
+        metrics[f"turns/{env}"] = float(np.mean([len(one.turns) for one in own]))
+        metrics[f"sampled_tokens/{env}"] = float(np.mean([one.sampled_tokens for one in own]))
+        metrics[f"truncated/{env}"] = float(np.mean([one.stop_reason.truncated for one in own]))
+        metrics[f"failed/{env}"] = float(np.mean([one.stop_reason.failed for one in own]))
+        counts: Counter[str] = Counter()
+        for one in own:
+            counts.update(one.metrics)
+        for name in ("malformed_calls", "tool_errors", "new_segments"):
+            metrics[f"{name}/{env}"] = counts[name] / len(own)
+    ages = [
+        version - one for trajectory in episodes for turn in trajectory.turns for one in turn.versions or ()
+    ]
+    if ages:
+        metrics["staleness_mean"] = float(np.mean(ages))
+        metrics["staleness_max"] = float(np.max(ages))
+    metrics["episodes"] = float(len(episodes))
+    metrics["sampled_tokens"] = float(sum(one.sampled_tokens for one in episodes))
+    return metrics

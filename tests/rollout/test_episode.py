@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-
 from tests.support.rollouts import Answer, Blocking, Shop, arena, call, calls, order, play
+
 from turnwise.envs.base import Env, tool
 from turnwise.errors import EngineError, EnvError, PolicyError
 from turnwise.rollout.episode import play_episode
@@ -25,7 +25,11 @@ def test_tools_then_a_step_that_terminates():
     done = play(ScriptedPolicy([calls(call("price", item="tea")), "4", "3"]), arena())
     assert done.stop_reason is StopReason.TERMINATED
     assert [turn.message.text for turn in done.turns] == ["", "4", "3"]
-    assert [[message.text for message in turn.feedback] for turn in done.turns] == [["3"], ["wrong"], ["right"]]
+    assert [[message.text for message in turn.feedback] for turn in done.turns] == [
+        ["3"],
+        ["wrong"],
+        ["right"],
+    ]
     assert [turn.reward for turn in done.turns] == [None, 0.0, 1.0]
     assert done.rewards == {"steps": Reward(value=1.0)}
     assert done.segments[0].prompt == (Message.user("What does tea cost?"),)
@@ -91,7 +95,7 @@ def test_turns_ran_out_after_a_tool_call_is_truncation():
     done = play(ScriptedPolicy([calls(call("price", item="tea"))] * 2), arena(limits={"max_turns": 2}))
     assert done.stop_reason is StopReason.MAX_TURNS and done.stop_reason.truncated
     assert len(done.turns) == 2 and done.turns[1].feedback[0].text == "3"
-    assert done.rewards == {} and done.reward is None
+    assert done.reward == 0.0  # scored and kept, not left out
 
 
 def test_an_answer_at_the_last_turn_is_an_answer():
@@ -154,7 +158,9 @@ def test_a_policy_that_makes_a_tool_hang_is_truncated_scored_and_never_excluded(
 
 
 def test_a_hang_before_anything_was_paid_is_worth_nothing_and_still_scored():
-    done = play(ScriptedPolicy([calls(call("run", seconds=0.6))]), arena(Blocking, limits={"call_seconds": 0.1}))
+    done = play(
+        ScriptedPolicy([calls(call("run", seconds=0.6))]), arena(Blocking, limits={"call_seconds": 0.1})
+    )
     assert done.rewards == {"steps": Reward(value=0.0)} and done.reward == 0.0
 
 
@@ -206,7 +212,8 @@ def test_a_lost_environment_is_excluded_and_what_was_done_is_kept():
 
 
 @pytest.mark.parametrize(
-    "problem", [EngineError("worker died"), PolicyError("no answer"), ZeroDivisionError("oops"), TimeoutError()]
+    "problem",
+    [EngineError("worker died"), PolicyError("no answer"), ZeroDivisionError("oops"), TimeoutError()],
 )
 def test_a_policy_that_fails_is_excluded(problem):
     def fail(context: Context) -> Reply:

@@ -290,6 +290,9 @@ class _Episode:
                 reason = StopReason.SCORING_FAILED if scoring else StopReason.ENV_FAILED
                 record.stop_reason = self._failed(reason, error)
                 return
+        if paid is None and not own and not self.arena.functions:
+            # Steps are all that could have paid, and they paid nothing: that is a score, not a gap.
+            paid = 0.0
         values = own if paid is None else {STEPS: paid, **own}
         record.rewards = {name: Reward(value=value, weight=weight) for name, value in values.items()}
 

@@ -1,7 +1,7 @@
 """What ends an episode, and what is kept of it: promises 4 and 7.
 
-A bad rollout is data. What the policy can cause is scored and kept; what it cannot is excluded. Terminated and
-truncated are apart, and a budget that runs out after a tool call is truncation.
+A bad rollout is data. What the policy can cause is scored and kept; what it cannot is excluded. Terminated
+and truncated are apart, and a budget that runs out after a tool call is truncation.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from turnwise.chat.renderer import TemplateRenderer, load_renderer
 from turnwise.engines.scripted import ScriptedCall, ScriptedEngine
@@ -26,7 +26,7 @@ class Shop(Env):
     """Prices by a tool, an answer by a step; tools for everything that may go wrong."""
 
     inline = True
-    opened: list[Shop] = []
+    opened: ClassVar[list[Shop]] = []
 
     def __init__(self) -> None:
         self.closed = False

@@ -59,8 +59,11 @@ class ModelPolicy:
             session=context.session,
             images=images,
         )
+        message = self.renderer.parse(completion.ids)
+        # A parser numbers the calls of its one reply; these names are unique in the episode.
+        calls = [replace(call, id=f"t{context.turn}c{i}") for i, call in enumerate(message.tool_calls)]
         return Reply(
-            message=self.renderer.parse(completion.ids),
+            message=replace(message, tool_calls=tuple(calls)),
             context_ids=rendered.ids,
             new_segment=new_segment,
             ids=completion.ids,

@@ -110,8 +110,7 @@ class Scheduler:
         self._changed = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        """Start playing."""
-        self._dispatch()
+        """Playing starts with the first `next_step`."""
         return self
 
     async def __aexit__(self, *_: object) -> None:

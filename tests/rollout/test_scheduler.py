@@ -1,0 +1,405 @@
+"""The scheduler: promises 5 (each episode reaches the sink once) and 9 (staleness 0 is the same code),
+quotas, the error budget, and that nothing hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+from tests.support.rollouts import Answer, arena, call, calls, model
+
+from turnwise.errors import EngineError, StoreError, TaskError, TooManyFailuresError
+from turnwise.rollout.group import GroupOrder
+from turnwise.rollout.policies import ModelPolicy, ScriptedPolicy
+from turnwise.rollout.scheduler import Scheduler
+from turnwise.types import Sampling, StopReason, Trajectory, TrajectoryGroup
+
+
+class Other(Answer):
+    pass
+
+
+def source(env: str, index: int) -> GroupOrder:
+    return GroupOrder(id=f"rl/{env}/{index}", env=env, task={"n": index}, seed=index, size=2)
+
+
+class Rig:
+    """A scheduler over ``answer`` (and ``other``), and all that its sink got."""
+
+    def __init__(self, policy, groups=None, *, arenas=None, **options):
+        self.seen: list[Trajectory] = []
+        arenas = arenas or {"answer": arena(Answer), "other": arena(Other)}
+        self.scheduler = Scheduler(
+            **{
+                "arenas": arenas,
+                "policy": policy,
+                "sampling": Sampling(),
+                "source": source,
+                "groups_per_step": groups or {"answer": 2},
+                "sink": self.seen.append,
+                **options,
+            }
+        )
+
+    def run(self, body):
+        """``body(scheduler)`` within bounds: a hang fails."""
+
+        async def main():
+            async with asyncio.timeout(10), self.scheduler:
+                return await body(self.scheduler)
+
+        out = asyncio.run(main())
+        counts = Counter(one.id for one in self.seen)
+        assert set(counts.values()) <= {1}, "each episode reaches the sink exactly once"
+        return out
+
+
+def ids(groups: list[TrajectoryGroup]) -> list[str]:
+    return [group.id for group in groups]
+
+
+async def settle() -> None:
+    """Let everything that can go on go on."""
+    for _ in range(200):
+        await asyncio.sleep(0)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Staleness
+
+
+def test_staleness_0_plays_a_step_only_when_the_last_is_learned():
+    policy = model("3")
+    rig = Rig(policy, staleness=0)
+
+    async def body(scheduler):
+        steps = []
+        for version in (1, 2, 3):
+            groups = await scheduler.next_step()
+            await settle()
+            played = len(rig.seen)
+            steps.append((ids(groups), played, {group.version for group in groups}))
+            policy.engine.version = version
+            scheduler.advance(version)
+        return steps
+
+    assert rig.run(body) == [
+        (["rl/answer/0", "rl/answer/1"], 4, {0}),
+        (["rl/answer/2", "rl/answer/3"], 8, {1}),
+        (["rl/answer/4", "rl/answer/5"], 12, {2}),
+    ]
+    assert all(turn.versions[0] == one.task["n"] // 2 for one in rig.seen for turn in one.turns)
+
+
+def test_staleness_1_plays_one_step_ahead_and_no_further():
+    policy = model("3")
+    rig = Rig(policy, staleness=1)
+
+    async def body(scheduler):
+        first = await scheduler.next_step()
+        await settle()
+        ahead = len(rig.seen)
+        policy.engine.version = 1
+        scheduler.advance(1)
+        await settle()
+        second = await scheduler.next_step()
+        return ids(first), ahead, ids(second), {g.version for g in second}, len(rig.seen)
+
+    first, ahead, second, versions, played = rig.run(body)
+    assert (first, ahead) == (["rl/answer/0", "rl/answer/1"], 8)
+    assert (second, versions, played) == (["rl/answer/2", "rl/answer/3"], {0}, 12)
+    assert rig.scheduler.counts["stale_groups"] == 0
+
+
+class Late(ModelPolicy):
+    """Some groups take long after their tokens were drawn, as behind a slow tool."""
+
+    def __init__(self, late: dict[str, asyncio.Event | float]) -> None:
+        inner = model("3")
+        super().__init__(inner.engine, inner.renderer)
+        self.late = late
+
+    async def act(self, context):
+        reply = await super().act(context)
+        wait = self.late.get(context.session.rpartition("/")[0], 0.0)
+        await (asyncio.sleep(wait) if isinstance(wait, float) else wait.wait())
+        return reply
+
+
+@pytest.mark.parametrize(("staleness", "stale"), [(0, 0), (1, 1), (2, 1)])
+def test_no_consumed_token_is_older_than_staleness_allows_and_dropped_groups_return_their_quota(
+    staleness, stale
+):
+    """A straggler comes too late and is dropped; every step is full, so its quota came back.
+
+    At staleness 0 nothing runs ahead: the first step waits for it.
+    """
+    policy = Late({"rl/answer/1": 0.15})
+    rig = Rig(policy, {"answer": 2, "other": 1}, staleness=staleness)
+
+    async def body(scheduler):
+        for version in range(1, 31):
+            groups = await scheduler.next_step()
+            assert [group.env for group in groups] == ["answer", "answer", "other"]
+            drawn = [v for g in groups for t in g.trajectories for turn in t.turns for v in turn.versions]
+            assert min(drawn) >= scheduler.version - staleness
+            await asyncio.sleep(0.01)
+            policy.engine.version = version
+            scheduler.advance(version)
+
+    rig.run(body)
+    assert rig.scheduler.counts["stale_groups"] == stale
+
+
+def test_a_group_that_comes_too_late_is_dropped_and_replaced():
+    gate = asyncio.Event()
+    policy = Late({"rl/answer/0": gate})
+    rig = Rig(policy, {"answer": 1}, staleness=1)
+
+    async def body(scheduler):
+        first = await scheduler.next_step()  # index 1 passes index 0
+        policy.engine.version = 1
+        scheduler.advance(1)
+        second = await scheduler.next_step()
+        policy.engine.version = 2
+        scheduler.advance(2)
+        gate.set()
+        await settle()
+        third = await scheduler.next_step()
+        return ids(first) + ids(second) + ids(third)
+
+    assert rig.run(body) == ["rl/answer/1", "rl/answer/2", "rl/answer/3"]
+    assert rig.scheduler.counts["stale_groups"] == 1
+    assert {one.id for one in rig.seen} >= {"rl/answer/0/s0", "rl/answer/0/s1"}, "dropped groups are on disk"
+
+
+def test_next_step_without_an_update_is_a_mistake_and_no_hang():
+    async def body(scheduler):
+        await scheduler.next_step()
+        with pytest.raises(AssertionError, match="advance"):
+            await scheduler.next_step()
+
+    Rig(ScriptedPolicy(["3"])).run(body)
+
+
+# ---------------------------------------------------------------------------------------------------
+# What is in flight
+
+
+def test_episodes_in_flight_are_bounded():
+    policy = model("3", delay=0.002)
+    rig = Rig(policy, {"answer": 6, "other": 6}, concurrency=5)
+
+    async def body(scheduler):
+        return await scheduler.next_step()
+
+    assert len(rig.run(body)) == 12
+    assert policy.engine.most_running == 5
+
+
+def test_leaving_early_cancels_what_is_in_flight_and_each_reaches_the_sink():
+    async def stuck(context):
+        if context.turn:
+            await asyncio.sleep(60)
+        return calls(call("look"))
+
+    rig = Rig(ScriptedPolicy(stuck), {"answer": 3}, concurrency=5)
+
+    async def body(scheduler):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await scheduler.next_step()
+
+    rig.run(body)
+    assert len(rig.seen) == 5, "the sixth had not begun"
+    assert {one.stop_reason for one in rig.seen} == {StopReason.CANCELLED}
+    assert all(len(one.turns) == 1 for one in rig.seen)
+
+
+def test_unknown_environments_are_refused_before_anything_is_played():
+    with pytest.raises(TaskError, match=r"unknown environments \['chess'\]; known: \['answer', 'other'\]"):
+        Rig(ScriptedPolicy(["3"]), {"chess": 1})
+
+
+# ---------------------------------------------------------------------------------------------------
+# Failures
+
+
+def failing(first: int) -> ScriptedPolicy:
+    """Fails the first so many replies."""
+    left = [first]
+
+    def act(context):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise EngineError("worker died")
+        return "3"
+
+    return ScriptedPolicy(act)
+
+
+def test_a_group_that_failed_as_a_whole_is_played_again_under_ids_of_its_own():
+    rig = Rig(failing(4), {"answer": 1}, retries=2)
+
+    async def body(scheduler):
+        return ids(await scheduler.next_step())
+
+    assert rig.run(body) == ["rl/answer/0~2"]
+    assert [one.id for one in rig.seen] == [
+        "rl/answer/0/s0", "rl/answer/0/s1", "rl/answer/0~1/s0", "rl/answer/0~1/s1",
+        "rl/answer/0~2/s0", "rl/answer/0~2/s1",
+    ]  # fmt: skip
+    assert rig.scheduler.counts["retried_groups"] == 2
+
+
+def test_a_group_that_never_succeeds_is_replaced_by_the_next_task():
+    rig = Rig(failing(6), {"answer": 1}, retries=2)
+
+    async def body(scheduler):
+        return ids(await scheduler.next_step())
+
+    assert rig.run(body) == ["rl/answer/1"]
+    assert rig.scheduler.counts["replaced_groups"] == 1 and len(rig.seen) == 8
+
+
+def test_a_prompt_that_is_too_long_is_not_tried_again():
+    class Long(Answer):
+        def reset(self, task):
+            super().reset(task)
+            return "x " * 3000 if task["n"] == 0 else "short"
+
+    rig = Rig(model("3"), {"answer": 1}, arenas={"answer": arena(Long, name="answer")})
+
+    async def body(scheduler):
+        return ids(await scheduler.next_step())
+
+    assert rig.run(body) == ["rl/answer/1"]
+    assert Counter(one.stop_reason for one in rig.seen) == {
+        StopReason.PROMPT_TOO_LONG: 2,
+        StopReason.ANSWERED: 2,
+    }
+
+
+def test_when_nothing_succeeds_the_run_stops_with_the_last_error():
+    rig = Rig(failing(10**9), {"answer": 4}, max_failures=10)
+
+    async def body(scheduler):
+        with pytest.raises(TooManyFailuresError, match=r"10 episodes failed in a row; .*worker died"):
+            await scheduler.next_step()
+
+    rig.run(body)
+    assert 10 <= len(rig.seen) <= 24
+
+
+def test_an_environment_that_fails_too_often_stops_the_run_by_name():
+    class Flaky(Answer):
+        def reset(self, task):
+            if self.rng.random() < 0.7:
+                raise RuntimeError("no server")
+            return super().reset(task)
+
+    arenas = {"answer": arena(Answer), "flaky": arena(Flaky, max_excluded=0.4)}
+    rig = Rig(ScriptedPolicy(["3"]), {"answer": 4, "flaky": 4}, arenas=arenas, max_failures=1000)
+
+    async def body(scheduler):
+        with pytest.raises(
+            TooManyFailuresError, match=r"environment 'flaky': .* max_excluded is 40%.*no server"
+        ):
+            for version in range(1, 100):
+                await scheduler.next_step()
+                scheduler.advance(version)
+
+    rig.run(body)
+    rates = rig.scheduler.budget.exclusion_rates
+    assert rates["answer"] == 0.0 and rates["flaky"] > 0.4
+
+
+def test_truncation_is_no_failure_and_never_uses_up_the_budget():
+    where = arena(Answer, limits={"max_turns": 1}, max_excluded=0.0)
+    rig = Rig(ScriptedPolicy([calls(call("look"))]), {"answer": 50}, arenas={"answer": where}, max_failures=1)
+
+    async def body(scheduler):
+        return await scheduler.next_step()
+
+    groups = rig.run(body)
+    assert {one.stop_reason for group in groups for one in group.trajectories} == {StopReason.MAX_TURNS}
+    assert rig.scheduler.budget.exclusion_rates == {"answer": 0.0}
+
+
+def test_a_sink_that_fails_stops_the_run_and_nothing_hangs():
+    written = []
+
+    def disk(trajectory):
+        if len(written) == 3:
+            raise StoreError("no space left on device")
+        written.append(trajectory)
+
+    rig = Rig(ScriptedPolicy(["3"]), {"answer": 4}, sink=disk)
+
+    async def body(scheduler):
+        with pytest.raises(StoreError, match="no space"):
+            await scheduler.next_step()
+
+    rig.run(body)
+    assert len(written) == 3
+
+
+def test_a_defect_in_a_task_surfaces_at_next_step():
+    rig = Rig(ScriptedPolicy(lambda context: None), {"answer": 1})
+
+    async def body(scheduler):
+        with pytest.raises(AttributeError):
+            await scheduler.next_step()
+
+    rig.run(body)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Resuming (promise 10)
+
+
+def test_a_resumed_run_plays_only_what_is_missing():
+    first = Rig(ScriptedPolicy(["3"]), {"answer": 2})
+
+    async def one_step(scheduler):
+        return await scheduler.next_step()
+
+    first.run(one_step)
+    on_disk = {one.id: one for one in first.seen if one.id != "rl/answer/1/s0"}
+    learned = {"rl/answer/0"}
+
+    def resumed(env, index):
+        order = source(env, index)
+        return None if order.id in learned else order
+
+    again = Rig(
+        ScriptedPolicy(["4"]),
+        {"answer": 2},
+        source=resumed,
+        finished=lambda group: tuple(one for one in on_disk.values() if one.group_id == group),
+        version=1,
+        staleness=1,
+    )
+    groups = again.run(one_step)
+    assert ids(groups) == ["rl/answer/1", "rl/answer/2"]
+    assert [one.turns[0].message.text for one in groups[0].trajectories] == ["4", "3"]
+    assert not {one.id for one in again.seen} & set(on_disk)
+
+
+def test_a_failed_attempt_on_disk_is_not_played_again_but_its_next_attempt_is():
+    first = Rig(failing(2), {"answer": 1})
+
+    async def one_step(scheduler):
+        return ids(await scheduler.next_step())
+
+    assert first.run(one_step) == ["rl/answer/0~1"]
+    on_disk = [one for one in first.seen if one.group_id == "rl/answer/0"]
+    again = Rig(
+        ScriptedPolicy(["4"]),
+        {"answer": 1},
+        finished=lambda group: tuple(one for one in on_disk if one.group_id == group),
+    )
+    assert again.run(one_step) == ["rl/answer/0~1"]
+    assert [one.id for one in again.seen] == ["rl/answer/0~1/s0", "rl/answer/0~1/s1"]

@@ -169,7 +169,7 @@ def test_a_name_that_the_environment_uses_is_not_overwritten():
 def test_unusable_functions_are_refused_before_anything_is_played():
     with pytest.raises(RecipeError, match=r"must take \(trajectory\)"):
         one(lambda text: 1.0, name="f")
-    with pytest.raises(RecipeError, match=r"pkg\\.module:function"):
+    with pytest.raises(RecipeError, match=r"pkg\.module:function"):
         RewardFunction.load("nope")
     with pytest.raises(RecipeError, match="nope_not_here"):
         RewardFunction.load("math:nope_not_here")

@@ -29,7 +29,7 @@ class LoraConfig(Section):
 
 
 class ScratchConfig(Section):
-    """A tiny Qwen3-architecture model made from nothing, with a tokenizer fitted to the environments' own text."""
+    """A tiny Qwen3-architecture model from nothing, with a tokenizer fitted to the environments' own text."""
 
     hidden_size: int = 128
     layers: int = 3
@@ -53,7 +53,7 @@ class ModelConfig(Section):
     scratch: ScratchConfig | None = None
     """Make a tiny model instead; excludes ``name``."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Compute type; float32 on CPU and bfloat16 on GPU where it is not set. Master weights are always float32."""
+    """Compute type; if not set, float32 on CPU and bfloat16 on GPU. Master weights are always float32."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """The learner's attention."""
     chat_template: str | None = None
@@ -87,12 +87,12 @@ class EnvConfig(Section):
     """One environment of the run."""
 
     env: str | None = None
-    """``catch``, ``reasoning_gym:chain_sum``, ``pkg.module:Class`` or ``path.py:Class``; the key's own name if not set."""
+    """``catch``, ``reasoning_gym:chain_sum``, ``pkg.module:Class``, ``path.py:Class``; else its name."""
     args: dict[str, Any] = {}
     """Keyword arguments of the environment."""
     limits: LimitsConfig = LimitsConfig()
     rewards: dict[str, float] = {}
-    """Reward functions as ``pkg.module:function`` with their weights, added to the environment's own reward."""
+    """Reward functions as ``pkg.module:function`` with their weights, added to the environment's own."""
     reward_weight: float = 1.0
     """Weight of the environment's own reward."""
     max_excluded: float = Field(0.5, ge=0, le=1)
@@ -113,7 +113,7 @@ class EngineConfig(Section):
     """The embedded engine."""
 
     kv_tokens: int | None = Field(None, ge=1)
-    """KV budget in tokens over all sessions; what does not fit queues. ``max_sequences`` full contexts if not set."""
+    """KV budget in tokens over all sessions; what does not fit queues. If not set, full contexts fit."""
     max_sequences: int = Field(64, ge=1)
     """Sequences that decode at once."""
     max_context: int | None = Field(None, ge=2)
@@ -143,7 +143,7 @@ class BatchConfig(Section):
     """How samples become micro-batches; changes speed and memory, never the update."""
 
     row_tokens: int | None = Field(None, ge=8)
-    """Length of packed rows (a longer sample gets its own); that of a micro-batch's longest sample if not set."""
+    """Length of packed rows (a longer sample gets its own); if not set, that of a micro-batch's longest."""
     micro_tokens: int = Field(8192, ge=8)
     """Tokens per forward and backward."""
     logprob_chunk: int = Field(2048, ge=1)
@@ -194,7 +194,7 @@ class RlConfig(Section):
     kl: float = Field(0.0, ge=0)
     """Weight of the KL divergence to the model that RL started from."""
     normalise: Literal["token", "sequence", "constant"] = "token"
-    """token: mean over the step's tokens; sequence: mean of each trajectory's mean; constant: sum over ``max_tokens``."""
+    """token: the step's mean; sequence: mean of trajectories' means; constant: sum over ``max_tokens``."""
     normalise_by_env: bool = False
     """Do so for each environment apart and give each the same weight."""
     minibatches: int = Field(1, ge=1)

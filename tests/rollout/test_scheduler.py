@@ -175,6 +175,15 @@ def test_a_group_that_comes_too_late_is_dropped_and_replaced():
     assert {one.id for one in rig.seen} >= {"rl/answer/0/s0", "rl/answer/0/s1"}, "dropped groups are on disk"
 
 
+def test_a_step_without_anything_to_learn_keeps_its_version_and_opens_the_next():
+    async def body(scheduler):
+        first = await scheduler.next_step()
+        scheduler.advance(0)
+        return ids(first) + ids(await scheduler.next_step())
+
+    assert Rig(model("3"), {"answer": 1}).run(body) == ["rl/answer/0", "rl/answer/1"]
+
+
 def test_next_step_without_an_update_is_a_mistake_and_no_hang():
     async def body(scheduler):
         await scheduler.next_step()

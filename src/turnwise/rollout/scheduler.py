@@ -139,8 +139,11 @@ class Scheduler:
             await self._changed.wait()
 
     def advance(self, version: int) -> None:
-        """An update was made and its weights, of this version, are what the policy samples from now."""
-        assert version > self.version, f"versions go up: {version} after {self.version}"
+        """A step was learned from; the policy samples from weights of this version now.
+
+        The version may be the same as before, where there was nothing in the step to learn.
+        """
+        assert version >= self.version, f"versions do not go back: {version} after {self.version}"
         self.version = version
         self._updates += 1
         self._dispatch()

@@ -109,3 +109,6 @@ class Gate:
             raise self.fail
         self.rows.append(len(step.token_ids))
         return self._inner(step, cache)
+
+    def refresh(self) -> None:
+        self._inner.refresh()

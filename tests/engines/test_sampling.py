@@ -14,7 +14,8 @@ from tests.engines.reference import CLOSE, logprobs_of, prompt, run_with
 from tests.support.models import tiny_qwen3
 from transformers import LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from turnwise.engines.sampling import Draws, draw, uniforms
+from turnwise.engines.sampling import Drawn, Draws, key_of, uniforms
+from turnwise.engines.sampling import draw as draw_at
 from turnwise.engines.transformers import TransformersEngine
 from turnwise.types import Sampling
 
@@ -28,17 +29,21 @@ def draws(rows: int, **changes: Any) -> Draws:
         "top_k": 0,
         "top_p": 1.0,
         "min_p": 0.0,
-        "seed": np.arange(rows),
-        "index": 0,
+        "key": [key_of(n) for n in range(rows)],
         **changes,
     }
-    types = {"top_k": np.int64, "seed": np.uint64, "index": np.int64}
+    types = {"top_k": np.int64, "key": np.uint64}
     return Draws(
         **{
             k: np.broadcast_to(np.asarray(v, types.get(k, np.float32)), rows).copy()
             for k, v in values.items()
         }
     )
+
+
+def draw(logits: torch.Tensor, how: Draws) -> Drawn:
+    """The first token of each reply."""
+    return draw_at(logits, how, np.zeros(len(logits), dtype=np.int64))
 
 
 def reference(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,7 +85,7 @@ def test_draws_follow_the_distribution(vocabulary: int) -> None:
 
 
 def test_uniforms_are_uniform_and_independent() -> None:
-    seeds = np.repeat(np.arange(300, dtype=np.uint64), 300)
+    seeds = np.repeat(np.array([key_of(n) for n in range(300)], dtype=np.uint64), 300)
     index = np.tile(np.arange(300, dtype=np.int64), 300)
     numbers = uniforms(seeds, index)
     assert numbers.min() >= 0
@@ -89,7 +94,7 @@ def test_uniforms_are_uniform_and_independent() -> None:
     grid = numbers.reshape(300, 300).astype(np.float64)
     for a, b in ((grid[1:], grid[:-1]), (grid[:, 1:], grid[:, :-1]), (grid[1:, :-1], grid[:-1, 1:])):
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 5 / 300
-    assert len(np.unique(uniforms(np.array([0, 2**64 - 1], dtype=np.uint64), np.array([0, 0])))) == 2
+    assert key_of(-1) == key_of(2**64 - 1) != key_of(0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -108,7 +113,14 @@ def test_cuts_logprobs_and_kept_mass_equal_the_reference(
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     drawn = draw(
         logits,
-        draws(16, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=np.arange(16) + seed),
+        draws(
+            16,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            key=[key_of(seed + n) for n in range(16)],
+        ),
     )
     probabilities, kept = reference(logits, sampling)
     rows = torch.arange(16)
@@ -145,7 +157,7 @@ def test_rows_of_unlike_settings_do_not_touch_each_other() -> None:
             {"temperature": 2, "min_p": 0.1},
         ]
     ):
-        alone = draw(logits[row : row + 1], draws(1, seed=row, **changes))
+        alone = draw(logits[row : row + 1], draws(1, key=key_of(row), **changes))
         assert alone.ids == [mixed.ids[row]]
         assert alone.logprobs == pytest.approx([mixed.logprobs[row]], abs=1e-6)
 

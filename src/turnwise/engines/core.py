@@ -86,6 +86,10 @@ class Core:
         self._queue: deque[Request] = deque()
         self._followers: list[Request] = []
         self._orders = 0
+        # How the present batch is drawn, kept while it stays together.
+        self._draws: Draws | None = None
+        self._drawing: Int64Array = np.empty(0, dtype=np.int64)
+        self._drawn_at = -1
         self.version = 0
         self._steps = self._generated = self._prefilled = self._cached = self._finished = self._evictions = 0
 
@@ -147,6 +151,7 @@ class Core:
             EngineError: The source does not fit the model; nothing has changed then.
         """
         refresh(self._model, source)
+        self._forward.refresh()
         self.version = version
         self._table.forget()
         self._followers.clear()
@@ -286,17 +291,16 @@ class Core:
 
     def _draw(self, slots: Int64Array, logits: torch.Tensor) -> list[Outcome]:
         table = self._table
-        drawn = draw(
-            logits,
-            Draws(
+        if self._draws is None or self._drawn_at != table.changes or not np.array_equal(slots, self._drawing):
+            self._drawing, self._drawn_at = slots, table.changes
+            self._draws = Draws(
                 temperature=table.temperature[slots],
                 top_k=table.top_k[slots],
                 top_p=table.top_p[slots],
                 min_p=table.min_p[slots],
-                seed=table.seed[slots],
-                index=table.drawn[slots],
-            ),
-        )
+                key=table.key[slots],
+            )
+        drawn = draw(logits, self._draws, table.drawn[slots])
         table.tokens[slots, table.known[slots]] = drawn.ids
         table.known[slots] += 1
         table.drawn[slots] += 1
@@ -323,4 +327,5 @@ class Core:
                 self._finished += 1
                 self._cached += request.cached_tokens
                 ended.append((request, request.completion(finish)))
+        ended.sort(key=lambda outcome: outcome[0].order)
         return ended

@@ -7,6 +7,7 @@ for some families. Neither is believed before `check` has seen it agree with the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -17,7 +18,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from turnwise.engines.kv import Geometry, SlotCache, Step
+from turnwise.engines.lean import LeanForward
 from turnwise.errors import EngineError, boundary
+
+_log = logging.getLogger(__name__)
 
 ATTENTION = "turnwise_slots"
 """Name of our attention function among transformers' attention implementations."""
@@ -32,6 +36,10 @@ class Forward(Protocol):
 
     def __call__(self, step: Step, cache: SlotCache) -> Tensor:
         """Logits ``[R, vocabulary]`` of the rows in ``step.outputs``."""
+        ...
+
+    def refresh(self) -> None:
+        """The module's weights have changed, in place."""
         ...
 
 
@@ -54,9 +62,16 @@ class HfForward:
         ).logits
         return logits[0]
 
+    def refresh(self) -> None:
+        """Nothing to do: the module reads its own weights."""
 
-def build_forward(model: Any) -> tuple[Forward, Geometry]:
+
+def build_forward(model: Any, context: int) -> tuple[Forward, Geometry]:
     """Route the model's attention to KV slots, for good, and prove that its answers stay what they were.
+
+    Args:
+        model: Whose parameters may be laid out anew.
+        context: Positions that will be used.
 
     Raises:
         EngineError: The model does not use transformers' attention interface, or does what the slots
@@ -72,6 +87,16 @@ def build_forward(model: Any) -> tuple[Forward, Geometry]:
         raise EngineError(
             f"{type(model).__name__} answers differently over KV slots (by {difference:.2g} of its logits' "
             "spread): it keeps state that the embedded engine does not know of. Use the vllm engine"
+        )
+    if LeanForward.fits(model):
+        lean = LeanForward(model, forward.geometry, context)
+        difference = check(lean, model, forward.geometry, reference)
+        if difference <= tolerance(reference.dtype):
+            return lean, forward.geometry
+        _log.warning(
+            "the lean forward differs from %s by %.2g of its logits' spread: not used, steps are slower",
+            type(model).__name__,
+            difference,
         )
     return forward, forward.geometry
 

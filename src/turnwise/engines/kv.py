@@ -113,7 +113,7 @@ class SlotCache:
         self._flat = [self._kv[layer].view(-1, g.head_dim) for layer in range(g.layers)]
         self._views: dict[tuple[int, int, int, int], tuple[Tensor, Tensor]] = {}
         self._positions = torch.arange(self.context, device=device)
-        # Rows of one token's heads, from that of its first key; the values' half begins after all slots' keys.
+        # A token's heads, counted in rows from its first key; values begin after the keys of all slots.
         heads = np.arange(g.kv_heads) * self.context
         self._heads = np.concatenate([heads, heads + slots * g.kv_heads * self.context])
 
@@ -222,7 +222,9 @@ class SlotCache:
         return tensor if self.device.type == "cpu" else tensor.to(self.device, non_blocking=True)
 
     def _view(self, layer: int, window: Window) -> tuple[Tensor, Tensor]:
-        """Keys and values of a window. The views are kept: windows return step after step, and slicing adds up."""
+        """Keys and values of a window. The views are kept: windows return step after step, and slicing adds
+        up.
+        """
         key = (layer, window.first, window.last, window.length)
         view = self._views.get(key)
         if view is None:

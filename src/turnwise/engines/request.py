@@ -13,8 +13,6 @@ import numpy.typing as npt
 from turnwise.errors import ContextOverflowError, EngineError
 from turnwise.types import Completion, Finish, Sampling
 
-_SEEDS = 2**64
-
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Request:
@@ -24,7 +22,7 @@ class Request:
     sampling: Sampling
     session: str | None
     seed: int
-    """Of 64 bits; drawn at arrival where the sampling settings give none."""
+    """Drawn at arrival where the sampling settings give none."""
     limit: int
     """Tokens to sample at most: ``max_tokens``, or what the context leaves."""
     stop: frozenset[int]
@@ -90,7 +88,7 @@ def make_request(
         prompt=prompt,
         sampling=sampling,
         session=session,
-        seed=secrets.randbits(64) if sampling.seed is None else sampling.seed % _SEEDS,
+        seed=secrets.randbits(64) if sampling.seed is None else sampling.seed,
         limit=min(sampling.max_tokens, max_context - len(prompt)),
         stop=frozenset(sampling.stop_ids),
     )

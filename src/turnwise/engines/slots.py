@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from turnwise.engines.request import Request
+from turnwise.engines.sampling import key_of
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -29,7 +30,7 @@ class SlotTable:
         self.top_k: Int64Array = np.zeros(slots, dtype=np.int64)
         self.top_p = np.ones(slots, dtype=np.float32)
         self.min_p = np.zeros(slots, dtype=np.float32)
-        self.seed = np.zeros(slots, dtype=np.uint64)
+        self.key = np.zeros(slots, dtype=np.uint64)
         self.drawn: Int64Array = np.zeros(slots, dtype=np.int64)
         """Tokens that the running request has sampled."""
         self._used: Int64Array = np.zeros(slots, dtype=np.int64)
@@ -39,6 +40,8 @@ class SlotTable:
         self._by_session: dict[str, int] = {}
         self.busy: Int64Array = np.empty(0, dtype=np.int64)
         """The busy slots, ascending."""
+        self.changes = 0
+        """Counts every arrival, departure and move of a request."""
 
     def slot_of(self, session: str | None) -> int | None:
         """The slot kept for ``session``."""
@@ -105,7 +108,7 @@ class SlotTable:
         self.known[slot] = len(prompt)
         self.temperature[slot] = sampling.temperature
         self.top_k[slot], self.top_p[slot], self.min_p[slot] = sampling.top_k, sampling.top_p, sampling.min_p
-        self.seed[slot] = request.seed
+        self.key[slot] = key_of(request.seed)
         self.drawn[slot] = 0
         request.slot = slot
         self.requests[slot] = request
@@ -143,7 +146,7 @@ class SlotTable:
         """Exchange two slots, whose KV the caller exchanges."""
         for column in (
             self.tokens, self.known, self.computed, self.temperature, self.top_k, self.top_p, self.min_p,
-            self.seed, self.drawn, self._used,
+            self.key, self.drawn, self._used,
         ):  # fmt: skip
             column[[a, b]] = column[[b, a]]
         self.requests[a], self.requests[b] = self.requests[b], self.requests[a]
@@ -171,6 +174,7 @@ class SlotTable:
         self._used[slot] = self._clock
 
     def _refresh(self) -> None:
+        self.changes += 1
         self.busy = np.array(
             [slot for slot, request in enumerate(self.requests) if request is not None], dtype=np.int64
         )

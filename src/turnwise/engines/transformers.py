@@ -84,7 +84,7 @@ class TransformersEngine:
             model = copying.deepcopy(model)
         model = model.to(device=device, dtype=_dtype(dtype)).eval().requires_grad_(False)
         parameter = next(model.parameters())
-        forward, geometry = build_forward(model)
+        forward, geometry = build_forward(model, self.max_context)
         cache = SlotCache(
             geometry,
             slots=slots,

@@ -26,7 +26,7 @@ STD_EPS = 1e-4
 def grpo(rewards_G: Rewards) -> Rewards:
     """``(r - mean) / (std + 1e-4)`` with the unbiased standard deviation (over G - 1).
 
-    Source: DeepSeekMath, arXiv:2402.03300, equation 3; deviation and epsilon as in TRL's
+    Source: DeepSeekMath, arXiv:2402.03300, §4.1; deviation and epsilon as in TRL's
     ``scale_rewards="group"``.
     """
     if len(rewards_G) < 2:
@@ -48,7 +48,7 @@ def dr_grpo(rewards_G: Rewards) -> Rewards:
 def rloo(rewards_G: Rewards) -> Rewards:
     """``r - mean of the others``, which is ``G / (G - 1) · (r - mean)``: an unbiased baseline.
 
-    Source: Back to Basics, arXiv:2402.14740, equation 8.
+    Source: Back to Basics, arXiv:2402.14740.
     """
     if len(rewards_G) < 2:
         return np.zeros_like(rewards_G)

@@ -9,6 +9,7 @@ All methods are synchronous and belong to one thread at a time.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -240,12 +241,13 @@ class Learner:
             for name, tensor in LiveWeights(self.model).tensors()
         }
         with written_whole(Path(path)) as directory:
-            kept = causal.config.dtype
-            causal.config.dtype = dtype or torch.float32
-            try:
-                causal.save_pretrained(directory, state_dict=weights)
-            finally:
-                causal.config.dtype = kept
+            causal.save_pretrained(directory, state_dict=weights)
+            if dtype is not None:
+                # transformers writes down the live model's type there, and would load the weights as that.
+                config = directory / "config.json"
+                content = json.loads(config.read_text(encoding="utf-8"))
+                content["dtype"] = str(dtype).removeprefix("torch.")
+                config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             self._tokenizer.save_pretrained(directory)
 
     # -- parts -------------------------------------------------------------------------------------

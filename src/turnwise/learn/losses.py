@@ -99,13 +99,18 @@ def cross_entropy(inputs: LossInputs) -> LossOutput:
     )
 
 
-def kl_to_reference(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
-    """``exp(ref - logprob) - (ref - logprob) - 1``: estimates KL(policy ‖ reference), never below zero.
+def kl_to_reference(logprobs_N: Tensor, old_logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
+    """``ρ (exp(d) - d - 1)`` with ``d = reference - logprob`` and ``ρ = exp(logprob - old)``, for each token.
 
-    Source: the estimator k3 of http://joschu.net/blog/kl-approx.html, differentiated as in GRPO and TRL.
+    It estimates KL(policy ‖ reference) and is never below zero. The ratio counts even where it is 1: only with
+    its gradient is this the gradient of that divergence (without, on-policy, of the opposite one).
+
+    Source: the estimator k3 of http://joschu.net/blog/kl-approx.html, corrected as in DeepSeek-V3.2,
+    arXiv:2512.02556; TRL's default.
     """
     difference_N = (reference_logprobs_N - logprobs_N).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
-    return difference_N.exp() - difference_N - 1
+    ratio_N = (logprobs_N - old_logprobs_N).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).exp()
+    return ratio_N * (difference_N.exp() - difference_N - 1)
 
 
 def make_loss(config: RlConfig) -> Loss:
@@ -144,7 +149,7 @@ def _policy_output(
     if kl > 0:
         if inputs.reference_logprobs_N is None:
             raise RecipeError("a KL term needs samples with reference_logprobs_T: see Learner.with_reference")
-        kl_N = kl_to_reference(inputs.logprobs_N, inputs.reference_logprobs_N)
+        kl_N = kl_to_reference(inputs.logprobs_N, inputs.old_logprobs_N, inputs.reference_logprobs_N)
         terms_N = terms_N + kl * kl_N
         means = {**means, "kl_reference": _mean(kl_N)}
     with torch.no_grad():

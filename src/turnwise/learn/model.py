@@ -46,12 +46,9 @@ class PolicyModel:
         self.lora = hasattr(module, "peft_config")
         self.causal: Any = module.get_base_model() if self.lora else module
         self._frozen: PolicyModel | None = None
-        self._needs_training_mode = False
-        for part in self.module.modules():
-            _silence_dropout(part, lora=self.lora)
-            if isinstance(part, nn.Dropout) and part.p > 0:
-                self._needs_training_mode = True
-        self.has_dropout = self._needs_training_mode
+        self.has_dropout = _silence_dropout(self.module)
+        """Whether adapters drop some of their inputs in training."""
+        self._needs_training_mode = self.has_dropout
         self.module.eval()
         self._flat_rows = "flash" in str(self.causal.config._attn_implementation)
         self._head: LogitFunction | None = None
@@ -248,17 +245,23 @@ def load_model(
     return PolicyModel(module, device=device, compute_dtype=getattr(torch, compute))
 
 
-def _silence_dropout(part: nn.Module, *, lora: bool) -> None:
-    """Turn a module's own dropout off, adapters' apart.
+def _silence_dropout(module: nn.Module) -> bool:
+    """Turn the model's own dropout off and leave the adapters' on; returns whether there is any left.
 
     Policies are sampled without dropout: with it, the learner's logprobs would be another policy's.
     """
-    for child_name, child in part.named_children():
-        if isinstance(child, nn.Dropout) and not (lora and child_name == "lora_dropout"):
-            child.p = 0.0
-    for name in ("attention_dropout", "dropout", "resid_dropout", "hidden_dropout"):
-        if isinstance(getattr(part, name, None), float) and not isinstance(part, nn.Dropout):
-            setattr(part, name, 0.0)
+    left = False
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Dropout):
+            if ".lora_dropout." in name:
+                left = left or part.p > 0
+            else:
+                part.p = 0.0
+            continue
+        for attribute in ("attention_dropout", "dropout", "resid_dropout", "hidden_dropout"):
+            if isinstance(getattr(part, attribute, None), float):
+                setattr(part, attribute, 0.0)
+    return left
 
 
 _identity: Callable[[Tensor], Tensor] = nn.Identity()

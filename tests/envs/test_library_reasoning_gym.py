@@ -110,6 +110,16 @@ def test_a_systematic_teacher_is_one_too_high():
     assert abs(sum(off) / len(off) - 0.5) < 0.1
 
 
+def test_a_lazy_teacher_gives_up():
+    spec, rows = sums(error=0.5, error_kind="zero")
+    said = [
+        instance(spec, row, seed).teacher([]).tool_calls[0].arguments["answer"] for seed, row in enumerate(rows)
+    ]
+    gave_up = [answer == "0" != row["answer"] for answer, row in zip(said, rows, strict=True)]
+    assert all(answer in ("0", row["answer"]) for answer, row in zip(said, rows, strict=True))
+    assert abs(sum(gave_up) / len(gave_up) - 0.5) < 0.1
+
+
 def test_a_teacher_that_errs_at_random_says_another_training_answer():
     spec, rows = sums(error=1.0)
     answers = {row["answer"] for row in rows}
@@ -212,7 +222,7 @@ def test_names_and_settings_that_do_not_exist_are_named():
         make("reasoning_gym:chain_sum", args={"min_term": 2})
     with pytest.raises(EnvSpecError, match="max_terms must be >= min_terms"):
         make("reasoning_gym:chain_sum", args={"min_terms": 9})
-    with pytest.raises(EnvSpecError, match="'random' and 'plus_one'"):
+    with pytest.raises(EnvSpecError, match="'random', 'plus_one' and 'zero'"):
         make("reasoning_gym:chain_sum", args={"error_kind": "minus_one"})
 
 

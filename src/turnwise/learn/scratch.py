@@ -26,9 +26,9 @@ def fit_tokenizer(
 ) -> Any:
     """Fit a byte-level BPE tokenizer whose merges run over whole constant phrases.
 
-    Digits, and each word of ``keep_apart`` (what the policy chooses between, such as a tool's enum), are never
-    merged with their surroundings: the text around a choice becomes a few long tokens, and the choice itself
-    one token that the model can learn to place.
+    Digits, and each quoted word of ``keep_apart`` (what the policy chooses between, such as a tool's enum), are
+    never merged with their surroundings: the text around a choice becomes a few long tokens, and the choice
+    itself one token that the model can learn to place.
 
     Args:
         texts: Rendered conversations.
@@ -41,11 +41,13 @@ def fit_tokenizer(
     """
     from transformers import PreTrainedTokenizerFast
 
-    words = sorted({re.escape(word) for word in keep_apart if word}, key=len, reverse=True)
+    words = "|".join(sorted({re.escape(word) for word in keep_apart if word}, key=len, reverse=True))
+    # A choice stands between quotes in a call's JSON; a sign belongs to the choice of a number.
+    apart = r"\d|-(?=\d)" + (rf"|(?<=\")(?:{words})(?=\")" if words else "")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex("|".join([r"\d", *words])), behavior="isolated"),
+            pre_tokenizers.Split(Regex(apart), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

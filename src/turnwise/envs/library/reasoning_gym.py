@@ -68,8 +68,8 @@ class Question(Env):
             package pays 0.5 for ``-5`` where 5 is right, because the one contains the other.)
         error: The teacher's probability of an error.
         error_kind: What the teacher says then: ``random`` is the answer to another training question;
-            ``plus_one`` adds one to a whole-number answer, systematically, so that its imitator learns a bias
-            and not only noise.
+            ``plus_one`` adds one to a whole-number answer, ``zero`` gives up and says 0: systematic errors,
+            so that the imitator learns a bias and not only noise.
         **config: The dataset's own settings: ``min_terms=3``.
     """
 
@@ -85,7 +85,7 @@ class Question(Env):
         prompt: str = "{question}",
         partial_credit: bool = True,
         error: float = 0.0,
-        error_kind: Literal["random", "plus_one"] = "random",
+        error_kind: Literal["random", "plus_one", "zero"] = "random",
         **config: Any,
     ) -> None:
         if size < 1 or not (0 < test_share < 1 and 0 <= error <= 1):
@@ -93,8 +93,8 @@ class Question(Env):
                 "size must be at least 1, test_share in (0, 1) and error in [0, 1]; "
                 f"found size={size}, test_share={test_share}, error={error}"
             )
-        if error_kind not in ("random", "plus_one"):
-            raise EnvSpecError(f"error_kind={error_kind!r}; allowed are 'random' and 'plus_one'")
+        if error_kind not in ("random", "plus_one", "zero"):
+            raise EnvSpecError(f"error_kind={error_kind!r}; allowed are 'random', 'plus_one' and 'zero'")
         self.name, self.size, self.seed, self.test_share = dataset, size, seed, test_share
         self.prompt, self.partial_credit = prompt, partial_credit
         self.error, self.error_kind = error, error_kind
@@ -129,6 +129,8 @@ class Question(Env):
             raise EnvError(f"reasoning_gym:{self.name} gives no right answer for a teacher to say")
         if self.teacher_rng.random() >= self.error:
             return self.say(gold)
+        if self.error_kind == "zero":
+            return self.say("0")
         if self.error_kind == "plus_one":
             try:
                 return self.say(str(int(gold) + 1))

@@ -62,9 +62,16 @@ def decode(line: bytes) -> Trajectory:
     Raises:
         StoreError: It is not JSON, of a newer schema, or not what `encode` writes.
     """
-    record = parse(line)
-    record.pop("wide", None)
-    trajectory: Trajectory = _reader(Trajectory)(record)
+    return from_record(parse(line))
+
+
+def from_record(record: dict[str, Any]) -> Trajectory:
+    """The trajectory of what `parse` made of a line.
+
+    Raises:
+        StoreError: It is not what `encode` writes.
+    """
+    trajectory: Trajectory = _reader(Trajectory)({k: v for k, v in record.items() if k != "wide"})
     return trajectory
 
 

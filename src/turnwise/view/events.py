@@ -1,4 +1,4 @@
-"""What a run tells people while it goes on: small typed events. The pipeline emits them, a view takes them."""
+"""What a run tells people while it goes on: small typed events, which the pipeline emits and a view takes."""
 
 from __future__ import annotations
 

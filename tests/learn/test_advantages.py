@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-
 from tests.support.trajectories import trajectory
+
 from turnwise.learn.advantages import ADVANTAGES, credit, dr_grpo, grpo, rloo
 from turnwise.types import StopReason, TrajectoryGroup
 

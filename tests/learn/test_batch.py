@@ -1,8 +1,8 @@
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tests.support.samples import random_sample
+
 from turnwise.learn.batch import pack
 from turnwise.types import Sample
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from tests.support.models import tiny_qwen3
 from tests.support.samples import random_sample
 from tests.support.tokenizers import tiny_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from turnwise.config import BatchConfig, LoraConfig, ModelConfig, OptimizerConfig
 from turnwise.errors import LearnError, NonFiniteError, StoreError
 from turnwise.learn.learner import Learner
@@ -301,9 +301,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     trained.save(tmp_path / "c")
     with pytest.raises(LearnError, match="is no checkpoint to resume from"):
         learner().load(tmp_path)
-    with pytest.raises(LearnError, match="made with optimizer.kind='adamw'"):
+    with pytest.raises(LearnError, match=r"made with optimizer\.kind='adamw'"):
         learner(kind="muon").load(tmp_path / "c")
-    with pytest.raises(LearnError, match="restore model.name and model.lora"):
+    with pytest.raises(LearnError, match=r"restore model\.name and model\.lora"):
         learner(tiny_qwen3(hidden=32, layers=1)).load(tmp_path / "c")
 
 

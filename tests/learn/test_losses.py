@@ -58,7 +58,7 @@ def reference_ppo(x: LossInputs) -> Tensor:
     terms = []
     for logprob, old, a in zip(x.logprobs_N, x.old_logprobs_N, x.advantages_N, strict=True):
         ratio = torch.exp(logprob - old)
-        # The clipped objective, case by case: past its bound in the advantage's direction there is no gradient.
+        # The clipped objective, case by case: past its bound the term is constant.
         if a >= 0:
             terms.append(-a * (ratio if ratio < 1.28 else torch.tensor(1.28, dtype=ratio.dtype)))
         else:
@@ -151,11 +151,11 @@ def test_dapo_is_ppo_held_to_its_setting() -> None:
     assert torch.equal(dapo(x).loss, same(x).loss)
     with pytest.raises(RecipeError, match=r"set rl\.clip_high \(0\.28 in the paper\)"):
         make_loss(rl(loss="dapo"))
-    with pytest.raises(RecipeError, match="rl.normalise is 'sequence'"):
+    with pytest.raises(RecipeError, match=r"rl\.normalise is 'sequence'"):
         make_loss(rl(loss="dapo", clip_high=0.28, normalise="sequence"))
 
 
 def test_a_clip_that_does_nothing_is_refused() -> None:
     assert torch.equal(make_loss(rl(loss="reinforce"))(inputs()).loss, reinforce(inputs()).loss)
-    with pytest.raises(RecipeError, match="rl.clip_low does nothing with rl.loss=reinforce"):
+    with pytest.raises(RecipeError, match=r"rl\.clip_low does nothing with rl\.loss=reinforce"):
         make_loss(rl(loss="reinforce", clip_low=0.1))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from torch import nn
-
 from tests.support.models import tiny_qwen3
 from tests.support.samples import random_sample
+from torch import nn
+
 from turnwise.config import LoraConfig, ModelConfig
 from turnwise.errors import LearnError, RecipeError
 from turnwise.learn.batch import pack

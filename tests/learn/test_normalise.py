@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from tests.support.samples import random_sample
+
 from turnwise.errors import LearnError
 from turnwise.learn.normalise import weigh
 from turnwise.types import Sample

@@ -1,7 +1,7 @@
 import pytest
 import torch
-
 from tests.support.models import tiny_qwen3
+
 from turnwise.config import OptimizerConfig
 from turnwise.learn.model import PolicyModel
 from turnwise.learn.optim import Optimizer, schedule

@@ -1,9 +1,9 @@
 from dataclasses import replace
 
 import pytest
-
 from tests.support.tokenizers import tiny_tokenizer
 from tests.support.trajectories import MOVE, trajectory
+
 from turnwise.chat.renderer import TemplateRenderer, load_renderer
 from turnwise.errors import LearnError
 from turnwise.learn.samples import Demonstrations, rl_samples
@@ -120,9 +120,10 @@ def test_recorded_ids_are_kept_in_sft(renderer: TemplateRenderer) -> None:
 
 
 def test_a_template_without_bridge_makes_a_row_for_each_turn() -> None:
-    # It writes how many messages there are into the beginning, so nothing can be appended.
+    # It writes how many questions there are into the beginning, so nothing can be appended.
     counting = tiny_tokenizer(
-        '<|im_start|>system\n{{ messages | selectattr("role", "equalto", "user") | list | length }}<|im_end|>\n'
+        "<|im_start|>system\n"
+        '{{ messages | selectattr("role", "equalto", "user") | list | length }}<|im_end|>\n'
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from tests.support.models import tiny_qwen3
 from tests.support.tokenizers import tiny_tokenizer
+
 from turnwise.config import BatchConfig, OptimizerConfig, RlConfig
 from turnwise.learn.advantages import ADVANTAGES
 from turnwise.learn.learner import Learner

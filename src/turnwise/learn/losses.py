@@ -102,8 +102,8 @@ def cross_entropy(inputs: LossInputs) -> LossOutput:
 def kl_to_reference(logprobs_N: Tensor, old_logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
     """``ρ (exp(d) - d - 1)`` with ``d = reference - logprob`` and ``ρ = exp(logprob - old)``, for each token.
 
-    It estimates KL(policy ‖ reference) and is never below zero. The ratio counts even where it is 1: only with
-    its gradient is this the gradient of that divergence (without, on-policy, of the opposite one).
+    It estimates KL(policy ‖ reference) and is never below zero. The ratio counts even where it is 1: with its
+    gradient this has the gradient of that divergence, without it (on-policy) that of the opposite one.
 
     Source: the estimator k3 of http://joschu.net/blog/kl-approx.html, corrected as in DeepSeek-V3.2,
     arXiv:2512.02556; TRL's default.

@@ -114,61 +114,58 @@ def test_staleness_1_plays_one_step_ahead_and_no_further():
 
 
 class Late(ModelPolicy):
-    """Some groups take long after their tokens were drawn, as behind a slow tool."""
+    """Some groups take until so many versions after their tokens were drawn, as behind a slow tool."""
 
-    def __init__(self, late: dict[str, asyncio.Event | float]) -> None:
+    def __init__(self, late: dict[str, int]) -> None:
         inner = model("3")
         super().__init__(inner.engine, inner.renderer)
         self.late = late
 
     async def act(self, context):
         reply = await super().act(context)
-        wait = self.late.get(context.session.rpartition("/")[0], 0.0)
-        await (asyncio.sleep(wait) if isinstance(wait, float) else wait.wait())
+        while self.engine.version < reply.versions[0] + self.late.get(context.session.rpartition("/")[0], 0):
+            await asyncio.sleep(0.001)
         return reply
 
 
-@pytest.mark.parametrize(("staleness", "stale"), [(0, 0), (1, 1), (2, 1)])
-def test_no_consumed_token_is_older_than_staleness_allows_and_dropped_groups_return_their_quota(
-    staleness, stale
-):
-    """A straggler comes too late and is dropped; every step is full, so its quota came back.
-
-    At staleness 0 nothing runs ahead: the first step waits for it.
-    """
-    policy = Late({"rl/answer/1": 0.15})
+@pytest.mark.parametrize("staleness", [1, 2])
+def test_no_consumed_token_is_older_than_staleness_allows_and_dropped_groups_return_their_quota(staleness):
+    """Stragglers come too late and are dropped; all steps are full, so each one's quota came back."""
+    late = {f"rl/answer/{index}": staleness + 1 for index in range(1, 97, 16)}
+    policy = Late(late)
     rig = Rig(policy, {"answer": 2, "other": 1}, staleness=staleness)
 
     async def body(scheduler):
-        for version in range(1, 31):
+        used = []
+        for version in range(1, 61):
             groups = await scheduler.next_step()
             assert [group.env for group in groups] == ["answer", "answer", "other"]
             drawn = [v for g in groups for t in g.trajectories for turn in t.turns for v in turn.versions]
             assert min(drawn) >= scheduler.version - staleness
-            await asyncio.sleep(0.01)
+            used += ids(groups)
             policy.engine.version = version
             scheduler.advance(version)
+            await asyncio.sleep(0.003)
+        return used
 
-    rig.run(body)
-    assert rig.scheduler.counts["stale_groups"] == stale
+    used = rig.run(body)
+    # On a busy machine some other group may come too late as well.
+    assert rig.scheduler.counts["stale_groups"] >= len(late) == 6
+    assert len(set(used)) == len(used) == 180 and not set(used) & set(late)
 
 
 def test_a_group_that_comes_too_late_is_dropped_and_replaced():
-    gate = asyncio.Event()
-    policy = Late({"rl/answer/0": gate})
+    policy = Late({"rl/answer/0": 2})
     rig = Rig(policy, {"answer": 1}, staleness=1)
 
     async def body(scheduler):
-        first = await scheduler.next_step()  # index 1 passes index 0
-        policy.engine.version = 1
-        scheduler.advance(1)
-        second = await scheduler.next_step()
-        policy.engine.version = 2
-        scheduler.advance(2)
-        gate.set()
-        await settle()
-        third = await scheduler.next_step()
-        return ids(first) + ids(second) + ids(third)
+        used = []
+        for version in (1, 2, 3):
+            used += ids(await scheduler.next_step())
+            policy.engine.version = version
+            scheduler.advance(version)
+            await asyncio.sleep(0.01)
+        return used
 
     assert rig.run(body) == ["rl/answer/1", "rl/answer/2", "rl/answer/3"]
     assert rig.scheduler.counts["stale_groups"] == 1

@@ -31,13 +31,14 @@ async def collect(run: Run) -> None:
     config = run.recipe.collect
     assert config is not None
     finished = run.directory.ids(STAGE)
-    orders = [order for order in collect_orders(run, config) if order.id not in finished]
+    orders = list(collect_orders(run, config))
+    missing = [order for order in orders if order.id not in finished]
     sink = EpisodeSink(run.directory, STAGE)
     rewards: dict[str, list[float]] = defaultdict(list)
     with run.stage(STAGE, total=sum(config.episodes.values()), unit="episodes") as info:
         async with collecting_policy(run, config) as (policy, arenas):
             playing = play_all(
-                orders,
+                missing,
                 arenas=arenas,
                 policy=policy,
                 sampling=sampling_of(config.sampling, seed=run.recipe.seed),
@@ -45,7 +46,7 @@ async def collect(run: Run) -> None:
                 concurrency=config.concurrency,
             )
             async with aclosing(playing):
-                done = len(finished)
+                done = len(orders) - len(missing)
                 async for trajectory in playing:
                     done += 1
                     if trajectory.reward is not None:

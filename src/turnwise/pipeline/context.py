@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from turnwise.config import Recipe, SamplingConfig
 from turnwise.envs.registry import make
 from turnwise.envs.session import EnvSpec
-from turnwise.errors import RecipeError
-from turnwise.pipeline.tasks import TaskStream
+from turnwise.errors import RecipeError, TemplateError
+from turnwise.pipeline.tasks import TaskStream, routed
 from turnwise.rollout.arena import Arena
 from turnwise.store import RunDir
-from turnwise.types import Sampling
+from turnwise.types import Message, Sampling, Task, ToolSchema
 from turnwise.view.events import Event, Note, StageFinished, StageStarted
 
 if TYPE_CHECKING:
@@ -45,6 +45,20 @@ class Run:
 
     def __init__(self, recipe: Recipe, directory: RunDir, emit: Callable[[Event], None]) -> None:
         self.recipe, self.directory, self.emit = recipe, directory, emit
+        self._rows: dict[str, dict[str, list[Task]]] = {}
+        self._noted: set[str] = set()
+
+    def check(self) -> None:
+        """Find out what would stop the run later, before anything is played.
+
+        Raises:
+            TaskError: A row that may be played is no JSON object, or names an unknown environment.
+            TemplateError: The model's chat template cannot do what the environments ask of it.
+        """
+        for split in ("train", self.recipe.evaluate.split if self.recipe.evaluate else "train"):
+            self.rows(split)
+        if self.recipe.model.name is not None:
+            self.renderer(ModelSource(self.recipe.model.name, self.recipe.model.revision))
 
     # -- environments -------------------------------------------------------------------------------
 
@@ -72,9 +86,33 @@ class Run:
         """A stage's tasks in their fixed order.
 
         Raises:
-            TaskError: There are none in this split.
+            TaskError: There are none in this split, or a row is no task.
         """
-        return TaskStream(self.specs[env], split, seed=self.recipe.seed, salt=stage)
+        rows = self.rows(split).get(env, [])
+        return TaskStream(env, split, rows, seed=self.recipe.seed, salt=stage)
+
+    def rows(self, split: str) -> dict[str, list[Task]]:
+        """The rows of a split by the environment that plays them; listed once.
+
+        Raises:
+            TaskError: A row is no JSON object, or names an unknown environment.
+        """
+        if split not in self._rows:
+            playing = {name: spec for name, spec in self.specs.items() if name in self._playing(split)}
+            self._rows[split] = routed(playing, split, known=self.specs)
+        return self._rows[split]
+
+    def _playing(self, split: str) -> set[str]:
+        """The environments that some stage plays with this split."""
+        recipe = self.recipe
+        names: set[str] = set()
+        if split == "train":
+            names |= set(recipe.collect.episodes) if recipe.collect else set()
+            names |= set(recipe.rl.groups) if recipe.rl else set()
+            names |= set(recipe.environments) if recipe.model.scratch else set()
+        if recipe.evaluate is not None and split == recipe.evaluate.split:
+            names |= set(recipe.evaluate.tasks)
+        return names
 
     # -- models -------------------------------------------------------------------------------------
 
@@ -125,10 +163,21 @@ class Run:
             chat_template_kwargs=config.chat_template_kwargs,
             dialect=config.dialect,
         )
+        for name, tools in self._tools().items():
+            try:
+                renderer.prompt([Message.user("Hello.")], tools)
+            except TemplateError as cause:
+                raise TemplateError(f"environment '{name}' has tools: {cause}") from cause
         with_tools = renderer.reports.get(True)
         if with_tools is not None and not with_tools.bridges:
             self.note("warning", f"every turn starts a new segment: {with_tools.note}")
         return renderer
+
+    def _tools(self) -> dict[str, list[ToolSchema]]:
+        """The tools of those environments that have some and are classes in this process."""
+        classes = {name: getattr(spec, "env_class", None) for name, spec in self.specs.items()}
+        tools = {name: [one.schema for one in found.toolset()] for name, found in classes.items() if found}
+        return {name: schemas for name, schemas in tools.items() if schemas}
 
     @asynccontextmanager
     async def engine(self, model: ModelSource) -> AsyncIterator[TransformersEngine]:
@@ -154,8 +203,10 @@ class Run:
     # -- people -------------------------------------------------------------------------------------
 
     def note(self, level: Literal["info", "warning", "error"], text: str) -> None:
-        """Tell people something that is no progress."""
-        self.emit(Note(level=level, text=text))
+        """Tell people something that is no progress; the same words are said once."""
+        if text not in self._noted:
+            self._noted.add(text)
+            self.emit(Note(level=level, text=text))
 
     @contextmanager
     def stage(self, name: str, *, total: int, unit: str) -> Iterator[dict[str, Any]]:

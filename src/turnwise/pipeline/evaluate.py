@@ -11,6 +11,7 @@ from contextlib import aclosing
 from typing import Any
 
 from turnwise.config import EvaluateConfig
+from turnwise.errors import EnvError, boundary
 from turnwise.pipeline.context import ModelSource, Run, mean, sampling_of
 from turnwise.pipeline.sink import EpisodeSink
 from turnwise.pipeline.summary import BASELINES, MODEL_STAGES, summarise
@@ -60,6 +61,8 @@ async def evaluate_baselines(run: Run) -> None:
             plays.append((policy, sampling, [order for order in orders if order.env == env]))
         if plays:
             await _play(run, kind, arenas, plays)
+        else:
+            run.directory.mark_done(evaluation_stage(kind), {"episodes": 0})
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -114,7 +117,7 @@ async def _play(
     sink = EpisodeSink(run.directory, stage)
     rewards: dict[str, list[float]] = defaultdict(list)
     with run.stage(stage, total=sum(len(orders) for *_, orders in plays), unit="episodes") as info:
-        done = len(finished)
+        done = sum(order.id in finished for *_, orders in plays for order in orders)
         for policy, sampling, orders in plays:
             missing = [order for order in orders if order.id not in finished]
             playing = play_all(
@@ -154,6 +157,8 @@ def _baseline_policies(run: Run, kind: str) -> Iterator[tuple[str, Policy]]:
         env_class = getattr(spec, "env_class", None)
         if env_class is None:  # Not a class in this process: nothing to ask.
             continue
-        reply = baselines(env_class(**spec.args)).get(kind)
+        with boundary(EnvError, f"environment {env}: constructor"):
+            instance = env_class(**spec.args)
+        reply = baselines(instance).get(kind)
         if reply is not None:
             yield env, BaselinePolicy(kind, reply)

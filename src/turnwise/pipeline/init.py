@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from turnwise.chat.renderer import builtin_template
-from turnwise.errors import RecipeError
+from turnwise.errors import RecipeError, StoreError, boundary
 from turnwise.learn.scratch import blank_tokenizer, fit_tokenizer, write_model
 from turnwise.pipeline.context import Run, final
 from turnwise.rollout.play import play_all
@@ -37,7 +37,7 @@ async def init(run: Run) -> None:
             keep_apart=sorted({word for one in episodes for word in _choices(one.tools)}),
             chat_template=template,
         )
-        with run.directory.checkpoint(final(STAGE), 0) as path:
+        with run.directory.checkpoint(final(STAGE), 0) as path, boundary(StoreError, f"writing {path}"):
             write_model(
                 config,
                 tokenizer,

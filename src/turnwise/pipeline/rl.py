@@ -50,7 +50,7 @@ async def rl(run: Run) -> None:
             reference=config.kl > 0,
         )
         source = GroupSource(run, STAGE, config)
-        step = await asyncio.to_thread(_redo, run, config, learner, source)
+        step = await _redo(run, config, learner, source)
         if step < config.steps:
             renderer = run.renderer(model)
             async with run.engine(model) as engine:
@@ -77,6 +77,7 @@ async def _train(
         policy=policy,
         sampling=sampling_of(config.sampling, seed=run.recipe.seed),
         source=source,
+        finished=source.finished,
         groups_per_step=config.groups,
         sink=EpisodeSink(run.directory, STAGE),
         staleness=config.staleness,
@@ -103,9 +104,7 @@ async def _train(
                 "publish_seconds": published - learned,
                 "version": float(learner.version),
             }
-            run.directory.metrics(STAGE, step, metrics)
-            run.emit(StepLine(stage=STAGE, step=step, metrics=metrics))
-            run.emit(Progress(stage=STAGE, done=step, metrics={}))
+            _tell(run, step, metrics)
             if step % config.checkpoint_every == 0 and step < config.steps:
                 await asyncio.to_thread(save_state, run, STAGE, step, learner)
 
@@ -139,23 +138,35 @@ def _credit_metrics(updates: Sequence[Update]) -> dict[str, float]:
     }
 
 
-def _redo(run: Run, config: RlConfig, learner: Learner, source: GroupSource) -> int:
+async def _redo(run: Run, config: RlConfig, learner: Learner, source: GroupSource) -> int:
     """Load the last checkpoint and make the updates that were recorded after it again, from disk.
 
     Returns:
         The last step that is done.
     """
-    step = load_latest(run, STAGE, learner)
+    step = await asyncio.to_thread(load_latest, run, STAGE, learner)
+    told = {line["step"] for line in run.directory.read_metrics(STAGE)}
     for record in run.directory.steps(STAGE):
         source.spend(record.trajectory_ids)
         if record.step <= step:
             continue
         assert record.step == step + 1, f"steps.jsonl goes from {step} to {record.step}"
-        _learn(learner, source.recorded(record.trajectory_ids), config, run.recipe.seed, record.step)
+        step, version = record.step, learner.version
+        groups = source.recorded(record.trajectory_ids)
+        metrics = await asyncio.to_thread(_learn, learner, groups, config, run.recipe.seed, step)
         learner.publish()
-        step = record.step
-        run.emit(Progress(stage=STAGE, done=step, metrics={}))
+        if step in told:
+            run.emit(Progress(stage=STAGE, done=step, metrics={}))
+        else:  # The run was killed between the record of the step and its metrics.
+            metrics |= {**group_metrics(groups, version=version), "version": float(learner.version)}
+            _tell(run, step, metrics)
     return step
+
+
+def _tell(run: Run, step: int, metrics: dict[str, float]) -> None:
+    run.directory.metrics(STAGE, step, metrics)
+    run.emit(StepLine(stage=STAGE, step=step, metrics=metrics))
+    run.emit(Progress(stage=STAGE, done=step, metrics={}))
 
 
 def _record(step: int, groups: Sequence[TrajectoryGroup]) -> StepRecord:

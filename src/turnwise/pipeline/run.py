@@ -47,6 +47,7 @@ def run_recipe(
 
     Raises:
         RecipeError: The recipe has no such stage, or one before it is not done.
+        TaskError, TemplateError: A task or the chat template cannot be used; nothing was played.
         TurnwiseError: What went wrong in a stage; everything finished is on disk.
     """
     if recipe.threads is not None:
@@ -58,9 +59,10 @@ def run_recipe(
     allowed = list(dict.fromkeys(one.stage for one in planned))
     if stage is not None and stage not in allowed:
         raise RecipeError(f"recipe '{recipe.name}' has no stage '{stage}'; it has: {', '.join(allowed)}")
-    for one in planned:
-        if stage not in (None, one.stage) or directory.done(one.name) is not None:
-            continue
+    left = [one for one in planned if stage in (None, one.stage) and directory.done(one.name) is None]
+    if any(one.stage != "export" for one in left):
+        run.check()
+    for one in left:
         one.run(run)
     return _conclude(run)
 

@@ -23,6 +23,7 @@ from turnwise.learn.normalise import weigh
 from turnwise.learn.samples import Demonstrations
 from turnwise.pipeline.collect import kept
 from turnwise.pipeline.context import Run
+from turnwise.pipeline.evaluate import evaluation_stage
 from turnwise.pipeline.learning import load_latest, open_learner, save_model, save_state
 from turnwise.store import RunDir, read_trajectories
 from turnwise.types import Sample, Trajectory
@@ -119,15 +120,21 @@ def _lessons(run: Run, config: SftConfig, demonstrations: Demonstrations) -> dic
 
 
 def _trajectories(run: Run, config: SftConfig) -> Iterator[Trajectory]:
+    """What collect kept, and every scored episode of the sources."""
     if run.recipe.collect is not None:
         yield from kept(run)
     for source in config.sources:
-        path = Path(source)
-        if path.is_dir():
-            directory = RunDir(path)
-            for stage in directory.stages():
-                yield from directory.read(stage)
-        elif path.is_file():
-            yield from read_trajectories(path)
-        else:
-            raise RecipeError(f"sft.sources names '{source}': there is no such file or run directory")
+        yield from (one for one in _source(Path(source)) if one.reward is not None)
+
+
+def _source(path: Path) -> Iterator[Trajectory]:
+    """A file, or a run directory without its held-out episodes: learning from those would spoil them."""
+    if path.is_file():
+        yield from read_trajectories(path)
+        return
+    directory = RunDir(path)
+    stages = [stage for stage in directory.stages() if not stage.startswith(evaluation_stage(""))]
+    if not stages:
+        raise RecipeError(f"sft.sources names '{path}': there is no such file, and no run with trajectories")
+    for stage in stages:
+        yield from directory.read(stage)

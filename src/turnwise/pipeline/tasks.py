@@ -1,17 +1,50 @@
-"""Task streams: which task is the n-th of a stage, fixed by the recipe's seed for a resumed run."""
+"""Task streams: which task is the n-th of a stage, fixed by the recipe's seed for a resumed run.
+
+A row is played by the environment that lists it, or by the one that it names in an ``environment`` column, so
+that one data set can feed several environments.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
 
 from turnwise.envs.session import EnvSpec
 from turnwise.errors import TaskError
+from turnwise.rollout.arena import route
 from turnwise.types import Task
 
 MAX_TASKS = 1_000_000
 """Rows of one split that are held in memory; an endless generator is cut here."""
+
+
+def routed(specs: Mapping[str, EnvSpec], split: str, *, known: Collection[str]) -> dict[str, list[Task]]:
+    """Every row of a split, by the environment that plays it.
+
+    Args:
+        specs: The environments that play this split; each lists its rows.
+        split: ``train`` or ``test``.
+        known: All environments of the run: what a row may name.
+
+    Raises:
+        TaskError: A row is no JSON object, or names an unknown environment.
+    """
+    own: dict[str, list[Task]] = {name: [] for name in specs}
+    from_others: dict[str, list[Task]] = {name: [] for name in known}
+    for name, spec in specs.items():
+        for number, row in enumerate(islice(spec.tasks(split), MAX_TASKS)):
+            try:
+                target = name if row.get("environment") is None else route(row, known)
+            except TaskError as cause:
+                raise TaskError(f"environment {name}: tasks('{split}'): row {number}: {cause}") from None
+            (own if target == name else from_others)[target].append(row)
+    # One empty row is what an environment lists that has no tasks of its own.
+    return {
+        name: [*([] if rows == [{}] and from_others[name] else rows), *from_others[name]]
+        for name, rows in own.items()
+    }
 
 
 class TaskStream:
@@ -19,27 +52,27 @@ class TaskStream:
 
     Each pass over the tasks is a permutation of its own:
 
-        TaskStream(spec, "train", seed=0)[i]      # the i-th task, i = 0, 1, 2, …
+        TaskStream("catch", "train", tasks, seed=0)[i]      # the i-th task, i = 0, 1, 2, …
+
+    Args:
+        env: The environment's name in the recipe.
+        split: ``train`` or ``test``.
+        tasks: Its rows of the split.
+        seed: The recipe's.
+        salt: Sets stages apart that read the same split.
+
+    Raises:
+        TaskError: There are no tasks.
     """
 
-    def __init__(self, spec: EnvSpec, split: str, *, seed: int, salt: str = "") -> None:
-        """Read the split.
-
-        Args:
-            spec: The environment.
-            split: ``train`` or ``test``.
-            seed: The recipe's.
-            salt: Sets stages apart that read the same split.
-
-        Raises:
-            TaskError: The split has no tasks.
-        """
-        self.tasks: list[Task] = list(islice(spec.tasks(split), MAX_TASKS))
-        if not self.tasks:
+    def __init__(self, env: str, split: str, tasks: Sequence[Task], *, seed: int, salt: str = "") -> None:
+        if not tasks:
             raise TaskError(
-                f"environment {spec.name} has no tasks in split '{split}'; its tasks() must yield a row"
+                f"environment {env} has no tasks in split '{split}'; its tasks() must yield a row, or "
+                f"another's a row whose 'environment' is {env}"
             )
-        self._entropy = [seed, *f"{spec.name}/{split}/{salt}".encode()]
+        self.tasks = tasks
+        self._entropy = [seed, *f"{env}/{split}/{salt}".encode()]
         self._order: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:

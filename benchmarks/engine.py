@@ -2,9 +2,10 @@
 
     python benchmarks/engine.py [--json PATH] [--repetitions N] [--batches 1 8 32]
 
-A random one-million-parameter Qwen3 in fp32 on one thread; each sequence has 64 prompt tokens and samples 128 more
-at temperature 1, nothing stops early, prefill included. The three take turns within each repetition, in the same
-process, and medians are compared: on a machine that others use too, single times mean little.
+A random one-million-parameter Qwen3 in fp32 on one thread; each sequence has 64 prompt tokens and gets 128
+more, nothing stops early, prefill included. Turnwise samples at temperature 1 and returns log-probabilities,
+`generate` samples without them, the bare loop is greedy. The three take turns within each repetition, in the
+same process, and medians are compared: on a machine that others use too, single times mean little.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.support.models import qwen3_1m
+
 from turnwise.engines.transformers import TransformersEngine
 from turnwise.types import Sampling
 

@@ -120,6 +120,23 @@ def test_siblings_in_flight_prefill_their_common_context_once_more() -> None:
     run_with(OLD, scenario)
 
 
+def test_an_update_finds_siblings_waiting_for_their_leader() -> None:
+    """Two steps into a prefill of seven, three siblings wait: all starts again under the new weights."""
+    shared = prompt(100, 1)
+
+    async def scenario(engine: TransformersEngine) -> None:
+        gate = Gate(engine)
+        gate.between(2, lambda: engine._core.load_weights(Weights(NEW), 1))
+        completions = await asyncio.gather(*(engine.generate(shared, greedy(5)) for _ in range(4)))
+        for completion in completions:
+            assert_reply(NEW, shared, completion, tokens=5)
+            assert completion.versions == [1] * 5
+        assert [completion.cached_tokens for completion in completions] == [0, 99, 99, 99]
+        assert engine.stats.prefilled == 32 + 100 + 3
+
+    run_with(OLD, scenario, prefill_tokens=16)
+
+
 def test_pause_holds_and_resume_goes_on() -> None:
     async def scenario(engine: TransformersEngine) -> None:
         task = asyncio.create_task(engine.generate(prompt(20, 1), greedy(100)))
@@ -224,7 +241,7 @@ class Broken:
         (Weights(NEW, ["model.norm.weight"]), r"lacks 'model.embed_tokens.weight', .* and \d+ more"),
         (_state(NEW, **{"lm_head.weight": torch.zeros(512, 64)}), "are tied in the model, but differ"),
         (_state(NEW, **{"model.norm.weight": [1.0]}), "is a list in the weight source, not a tensor"),
-        (Broken(), "loading weights of version 1: RuntimeError: the learner is gone"),
+        (Broken(), "reading the weight source: RuntimeError: the learner is gone"),
     ],
 )
 def test_weights_that_do_not_fit_leave_the_old_ones(source: Any, message: str) -> None:
@@ -238,3 +255,16 @@ def test_weights_that_do_not_fit_leave_the_old_ones(source: Any, message: str) -
         assert completion.versions == [0] * 5
 
     run_with(OLD, scenario)
+
+
+def test_a_fault_while_copying_ends_the_engine_rather_than_mixing_versions() -> None:
+    async def main() -> None:
+        engine = TransformersEngine(OLD, max_context=64, max_sequences=2)
+        broken = _state(NEW, **{"model.norm.weight": torch.ones(64, device="meta")})
+        with pytest.raises(EngineError, match="the embedded engine's thread died"):
+            await engine.load_weights(broken, 1)
+        with pytest.raises(EngineError, match="the embedded engine's thread died"):
+            await engine.generate([1], greedy(1))
+        await engine.aclose()
+
+    asyncio.run(main())

@@ -154,6 +154,9 @@ class Core:
         self._forward.refresh()
         self.version = version
         self._table.forget()
+        # Whoever waited for a prefix finds out anew whom to wait for.
+        for request in self._followers:
+            request.leader = None
         self._followers.clear()
         for request in sorted(self._running(), key=lambda request: request.order):
             self._share(request)

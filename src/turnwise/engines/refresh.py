@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turnwise.errors import EngineError
+from turnwise.errors import EngineError, boundary
 from turnwise.types import WeightSource
 
 
@@ -22,6 +22,17 @@ def refresh(model: torch.nn.Module, source: WeightSource) -> None:
         EngineError: An unknown or missing name, another shape, or unlike tensors for tied weights.
     """
     targets: dict[str, Tensor] = model.state_dict()
+    with boundary(EngineError, "reading the weight source"):
+        given = _read(source, targets)
+        _check_complete(model, given)
+    # What fails from here on leaves weights of two versions: it is no EngineError, and ends the engine.
+    with torch.no_grad():
+        for name, tensor in given.items():
+            targets[name].copy_(tensor)
+
+
+def _read(source: WeightSource, targets: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The source's tensors, each of which fits its target."""
     given: dict[str, Tensor] = {}
     for name, tensor in source.tensors():
         target = targets.get(name)
@@ -39,10 +50,7 @@ def refresh(model: torch.nn.Module, source: WeightSource) -> None:
                 "in the model; the weights were left as they were"
             )
         given[name] = tensor
-    _check_complete(model, given)
-    with torch.no_grad():
-        for name, tensor in given.items():
-            targets[name].copy_(tensor)
+    return given
 
 
 def _check_complete(model: torch.nn.Module, given: dict[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ several.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy as copying
 import queue
 import threading
@@ -103,6 +104,7 @@ class TransformersEngine:
         )
         self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
         self._waiting: dict[Request, _Call] = {}
+        self._current: _Call | None = None
         self._paused = self._closing = False
         self._dead: EngineError | None = None
         self._last_stats: EngineStats | None = None
@@ -194,12 +196,7 @@ class TransformersEngine:
         Raises:
             EngineError: Names or shapes do not fit the model, whose weights stay as they were.
         """
-
-        def load() -> None:
-            with boundary(EngineError, f"loading weights of version {version}"):
-                self._core.load_weights(source, version)
-
-        await self._ask(load)
+        await self._ask(lambda: self._core.load_weights(source, version))
 
     async def aclose(self) -> None:
         """Fail what is in flight and free everything; may be called twice."""
@@ -254,15 +251,17 @@ class TransformersEngine:
             self._deliver(self._core.step())
 
     def _run(self, call: _Call) -> None:
+        self._current = call  # for `_die`: what its action may yet raise would leave its caller waiting
         try:
             call.action()
         except TurnwiseError as error:
             _settle([(call, error)])
-            return
-        if call.request is not None:
-            self._waiting[call.request] = call
         else:
-            _settle([(call, None)])
+            if call.request is not None:
+                self._waiting[call.request] = call
+            else:
+                _settle([(call, None)])
+        self._current = None
 
     def _deliver(self, ended: Iterable[Outcome]) -> None:
         _settle([(self._waiting.pop(request), outcome) for request, outcome in ended])
@@ -282,6 +281,8 @@ class TransformersEngine:
         with self._lock:
             self._dead = error
         left = list(self._waiting.values())
+        if self._current is not None:
+            left.append(self._current)
         while not self._calls.empty():
             left.append(self._calls.get())
         self._waiting.clear()
@@ -298,8 +299,8 @@ def _settle(results: Sequence[tuple[_Call, object]]) -> None:
         if call.loop is not None and call.future is not None:
             by_loop.setdefault(call.loop, []).append((call.future, result))
     for loop, pairs in by_loop.items():
-        # A loop that was closed has nobody left who waits.
-        if not loop.is_closed():
+        # It raises where the loop was closed; then nobody is left who waits.
+        with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(_set, pairs)
 
 

@@ -129,9 +129,10 @@ class RunDir:
 
     def _sweep(self) -> None:
         """Clear away what a killed process was in the middle of."""
-        for part in self.path.glob(".*.part"):
+        for part in (*self.path.glob(".*.part"), *(self.path / "done").glob(".*.part")):
             part.unlink(missing_ok=True)
-        for part in self._checkpoints_dir.glob(".*.part"):
+        # Whatever is hidden here: what saves a model may hide parts of its own beside ours.
+        for part in self._checkpoints_dir.glob(".*"):
             shutil.rmtree(part, ignore_errors=True)
 
     def _writer(self, name: str) -> Journal:

@@ -13,8 +13,6 @@ SRC = Path(__file__).parents[1] / "src/turnwise"
 
 FREE = {"types", "errors"}
 """Every room may import these."""
-NOUNS = {"config", "recipe", "recipe_rules", "recipe_yaml", "store", "codec", "journal"}
-"""Files beside the rooms, each with a name of its own in the table."""
 TABLE: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
@@ -22,6 +20,7 @@ TABLE: dict[str, set[str]] = {
     "recipe_yaml": set(),
     "recipe_rules": {"config"},
     "recipe": {"config", "recipe_rules", "recipe_yaml"},
+    "recipe_docs": {"config", "recipe_yaml"},
     "codec": set(),
     "journal": set(),
     "store": {"config", "codec", "journal"},

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from turnwise.errors import RecipeError
 from turnwise.recipe import changed_keys, lines, load_recipe, resolved, show
+from turnwise.recipe_docs import recipe_docs
 from turnwise.recipe_yaml import inline, parse_mapping, parse_value
 
 RECIPE = """\
@@ -336,3 +337,19 @@ def test_show_marks_what_changed(write) -> None:
 def test_published_recipes_load(path: Path) -> None:
     recipe = load_recipe(path)
     assert resolved(recipe).startswith(f"name: {path.stem}\n")
+
+
+def test_the_documentation_is_up_to_date() -> None:
+    page = Path(__file__).parents[1] / "docs/recipes.md"
+    assert page.read_text(encoding="utf-8") == recipe_docs(), (
+        "python -m turnwise.recipe_docs > docs/recipes.md"
+    )
+
+
+def test_the_documentation_names_every_key() -> None:
+    text = recipe_docs()
+    assert "| `steps` | integer ≥ 1 | **required** |" in text
+    assert "| `optimizer` | section | `{lr: 1.0e-05, schedule: linear}` |" in text
+    assert "| `dropout` | number ≥ 0, < 1 | `0.0` |" in text
+    assert text.count("## `sft.optimizer`") == 1 and "## `rl.optimizer`" not in text
+    assert "## `environments.<name>.limits`" in text

@@ -102,7 +102,9 @@ def line_chart(
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round numbers at even distances that reach from ``low`` to ``high`` or a little beyond."""
     if high - low < 1e-12 * max(abs(low), abs(high), 1e-12):
-        low, high = min(low, 0.0), max(high, 0.0) or 1.0
+        low, high = min(low, 0.0), max(high, 0.0)
+        if low == high:
+            high = 1.0
     rough = (high - low) / count
     power = 10 ** math.floor(math.log10(rough))
     step = power * next(factor for factor in (1, 2, 2.5, 5, 10) if rough <= factor * power * (1 + 1e-9))
@@ -115,9 +117,8 @@ def smoothed(points: Sequence[Point]) -> list[Point]:
     reach = max(2, len(points) // 16)
     out = []
     for middle, (x, _) in enumerate(points):
-        # As far to the left as to the right, so that a slope stays one at both ends.
-        own = min(reach, middle, len(points) - 1 - middle)
-        window = [(own + 1 - abs(i), points[middle + i][1]) for i in range(-own, own + 1)]
+        inside = range(max(0, middle - reach), min(len(points), middle + reach + 1))
+        window = [(reach + 1 - abs(i - middle), points[i][1]) for i in inside]
         out.append((x, sum(weight * y for weight, y in window) / sum(weight for weight, _ in window)))
     return out
 

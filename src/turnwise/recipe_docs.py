@@ -26,7 +26,8 @@ are left out. `turnwise run RECIPE --dry-run` prints it resolved, with every def
 away).
 
 - Keys are closed: an unknown one is an error that names the nearest. So is a key that stands twice, a value
-  of another type (nothing is coerced: `"5"` is not 5), and a setting that would do nothing in the chosen modes.
+  of another type (nothing is coerced: `"5"` is not 5), and a setting that would do nothing in the chosen
+  modes.
 - Scalars follow YAML 1.2: `1e-6` is a number, `no` and `on` are text.
 - A section that is given starts from the defaults of its own table, not from what the stage would use without
   it: `sft: {optimizer: {lr: 0.001}}` has the optimizer's own constant schedule.

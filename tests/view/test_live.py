@@ -21,11 +21,13 @@ from turnwise.view.rows import duration, short, summary_rows
 SUMMARY = {
     "catch": {
         "random": {
-            "mean": 0.2, "low": 0.15, "high": 0.25, "n": 256, "greedy": None, "pass_at": {"1": 0.2}, "failed": 0,
+            "mean": 0.2, "low": 0.15, "high": 0.25, "n": 256, "greedy": None, "failed": 0,
+            "pass_at": {"1": 0.2},
         },
         "rl": {
             "mean": 0.94, "low": 0.91, "high": 0.97, "n": 1256, "greedy": 1.0, "failed": 2,
-            "pass_at": {"1": 0.94, "4": 1.0}, "gain": {"over": "sft", "mean": 0.38, "low": 0.31, "high": 0.44},
+            "pass_at": {"1": 0.94, "4": 1.0},
+            "gain": {"over": "sft", "mean": 0.38, "low": 0.31, "high": 0.44},
         },
         "sft": {
             "mean": 0.56, "low": 0.5, "high": 0.62, "n": 256, "greedy": 0.24, "failed": 0,

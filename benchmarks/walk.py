@@ -17,7 +17,9 @@ import torch
 
 NOTE = "carry on along the path, one foot before the other, until somebody says that it is enough"
 FINAL = "I have arrived at the end of the walk."
-PROMPT = "Walk until you are told that you are done."
+PROMPT = "This is walk {number}. Walk until you are told that you are done."
+TURNS = 12
+"""Calls of the longest walk."""
 
 
 class Walk:
@@ -26,7 +28,8 @@ class Walk:
     def reset(self, turns: int = 1, delays: list[float] | None = None, **row: Any) -> None:
         self.turns, self.delays, self.taken = turns, delays, 0
 
-    def advance(self, note: str) -> str:
+    # Without a return annotation: TRL would tell the model of it and Turnwise would not.
+    def advance(self, note: str):
         """Take one step of the walk.
 
         Args:
@@ -54,16 +57,23 @@ class Scene:
 SCENES = (Scene("slow_env", 0.2), Scene("instant_env", 0.0))
 
 
-def rows(scene: Scene, episodes: int, *, seed: int = 0) -> list[dict[str, Any]]:
-    """``episodes`` rows of 1 to 12 turns, evenly spread, each step's delay drawn beforehand."""
+def rows(scene: Scene, episodes: int, *, most: int = TURNS, seed: int = 0) -> list[dict[str, Any]]:
+    """``episodes`` rows of 1 to ``most`` turns, evenly spread, each step's delay drawn beforehand."""
     rng = random.Random(seed)
     out = []
     for i in range(episodes):
-        turns = 1 + i * 12 // episodes
+        turns = 1 + i * most // episodes
         delays = [rng.uniform(scene.quickest, scene.slowest) for _ in range(turns)] if scene.slowest else None
-        out.append({"prompt": [{"role": "user", "content": PROMPT}], "turns": turns, "delays": delays})
+        out.append({"prompt": [asked(i)], "turns": turns, "delays": delays})
     rng.shuffle(out)
     return out
+
+
+def asked(number: int) -> dict[str, Any]:
+    """The user's message of one walk: no two walks are alike, so that only siblings share
+    more than the tools.
+    """
+    return {"role": "user", "content": PROMPT.format(number=number)}
 
 
 def tools() -> list[dict[str, Any]]:
@@ -73,10 +83,10 @@ def tools() -> list[dict[str, Any]]:
     return [get_json_schema(Walk.advance)]
 
 
-def conversation(turns: int) -> list[dict[str, Any]]:
+def conversation(turns: int, number: int = 0) -> list[dict[str, Any]]:
     """What the model should say: ``turns`` calls, then the final words."""
     call = {"type": "function", "function": {"name": "advance", "arguments": {"note": NOTE}}}
-    messages: list[dict[str, Any]] = [{"role": "user", "content": PROMPT}]
+    messages: list[dict[str, Any]] = [asked(number)]
     for i in range(turns):
         answer = "more" if i + 1 < turns else "done"
         messages += [
@@ -93,8 +103,8 @@ def template() -> str:
     return (Path(trl.__file__).parent / "chat_templates" / "qwen2_5.jinja").read_text()
 
 
-def make_model(directory: Path, *, steps: int = 120) -> None:
-    """Train the player and write it as a model directory.
+def make_model(directory: Path, *, most: int = TURNS, steps: int = 120) -> None:
+    """Train the player of walks of up to ``most`` turns and write it as a model directory.
 
     Raises:
         RuntimeError: It did not learn to play, so the benchmark would measure something else.
@@ -112,7 +122,10 @@ def make_model(directory: Path, *, steps: int = 120) -> None:
     loss = torch.tensor(9.9)
     for step in range(steps):
         ids = tokenizer.apply_chat_template(
-            conversation(rng.randint(1, 12)), tools=tools(), return_dict=False, tokenize=True
+            conversation(rng.randint(1, most), rng.randrange(100)),
+            tools=tools(),
+            return_dict=False,
+            tokenize=True,
         )
         labels = [-100] * len(ids)
         for i, token in enumerate(ids):  # loss on what stands between the assistant header and its <|im_end|>

@@ -54,6 +54,10 @@ def run_recipe(
         import torch
 
         torch.set_num_threads(recipe.threads)
+    from transformers.utils import logging
+
+    # A run shows its own progress; these bars would be drawn across it.
+    logging.disable_progress_bar()
     run = Run(recipe, directory, emit)
     planned = list(plan(recipe))
     allowed = list(dict.fromkeys(one.stage for one in planned))

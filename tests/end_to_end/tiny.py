@@ -8,17 +8,20 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
+import signal
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from turnwise import store
 from turnwise.config import Recipe
 from turnwise.errors import RecipeError
+from turnwise.journal import Journal
 from turnwise.pipeline.resume import check_unchanged
 from turnwise.pipeline.run import run_recipe
 from turnwise.recipe_rules import problems
@@ -63,7 +66,9 @@ RECIPE: dict[str, Any] = {
         "optimizer": {"lr": 2e-3},
         "checkpoint_every": 2,
     },
-    "evaluate": {"tasks": {"catch": 12, "chain_sum": 10}, "seeds": 2, "sampling": {"max_tokens": 16}, "bootstrap": 500},
+    "evaluate": {
+        "tasks": {"catch": 12, "chain_sum": 10}, "seeds": 2, "sampling": {"max_tokens": 16}, "bootstrap": 500,
+    },
 }  # fmt: skip
 
 
@@ -107,19 +112,66 @@ _FORKED.set_forkserver_preload(
 )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Trap:
+    """Where a child sends itself a signal: a kill at an exact place, which a clock would rarely hit."""
+
+    file: str
+    """Below the run directory: a file of lines, a marker (``done/sft.json``), or ``checkpoints/rl-2``."""
+    line: int = 0
+    """After this line was written; markers and checkpoints are caught in the middle, before they count."""
+    torn: bool = False
+    """Half-way through that line instead."""
+    signal: int = signal.SIGKILL
+
+    def arm(self, root: Path) -> None:
+        """Put it into this process."""
+        append, sync_tree, write = Journal.append, store._sync_tree, store.write_atomic
+
+        def go_off() -> None:
+            os.kill(os.getpid(), self.signal)
+
+        def trapped_append(journal: Journal, line: bytes) -> None:
+            if journal.path != root / self.file:
+                return append(journal, line)
+            number = 1 + sum(1 for _ in journal.lines())
+            if self.torn and number == self.line:
+                os.write(journal._open(), line[: len(line) // 2])
+                go_off()
+            append(journal, line)
+            return go_off() if number == self.line else None
+
+        def trapped_sync(path: Path) -> None:
+            if path.name == f".{Path(self.file).name}.part" and self.file.startswith("checkpoints/"):
+                go_off()
+            sync_tree(path)
+
+        def trapped_write(path: Path, data: bytes) -> None:
+            if path == root / self.file:
+                go_off()
+            write(path, data)
+
+        Journal.append = trapped_append  # type: ignore[method-assign]
+        store._sync_tree, store.write_atomic = trapped_sync, trapped_write
+
+
 class Child:
     """``turnwise run`` in a process of its own; what it prints is in ``<path>.log``.
 
     Args:
         recipe: What to run.
         path: The run directory; its name must be the recipe's.
+        trap: Where it signals itself.
         file_limit: Bytes that any file may grow to: a disk that is full for whoever writes beyond.
     """
 
-    def __init__(self, recipe: Recipe, path: Path, *, file_limit: int | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, path: Path, *, trap: Trap | None = None, file_limit: int | None = None
+    ) -> None:
         assert path.name == recipe.name
-        self.path, self.log = path, path.with_suffix(".log")
-        self.process = _FORKED.Process(target=_child, args=(recipe, path, self.log, file_limit))
+        self.log = path.with_suffix(".log")
+        self.log.unlink(missing_ok=True)
+        self.process = _FORKED.Process(target=_child, args=(recipe, path, self.log, trap, file_limit))
         self.process.start()
 
     def wait(self, seconds: float = 120) -> int:
@@ -130,39 +182,25 @@ class Child:
             raise AssertionError(f"the run hangs; it said: {self.said()}")
         return self.process.exitcode
 
-    def wait_for(self, condition: Callable[[RunDir], bool], seconds: float = 120) -> bool:
-        """Whether the condition came true before the process ended."""
-        directory, until = RunDir(self.path), time.monotonic() + seconds
-        while time.monotonic() < until:
-            if condition(directory):
-                return True
-            if self.process.exitcode is not None:
-                return False
-            time.sleep(0.002)
-        self.process.kill()
-        raise AssertionError(f"waited {seconds} s; it said: {self.said()}")
-
-    def signal(self, number: int) -> None:
-        assert self.process.pid is not None
-        os.kill(self.process.pid, number)
-
     def said(self) -> str:
         """What it printed, on both streams."""
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
 
-def _child(recipe: Recipe, path: Path, log: Path, file_limit: int | None) -> None:
+def _child(recipe: Recipe, path: Path, log: Path, trap: Trap | None, file_limit: int | None) -> None:
     from turnwise.cli.main import main
+    from turnwise.recipe import resolved
 
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    from turnwise.recipe import resolved
-
     file = path.with_suffix(".yaml")
     file.write_text(resolved(recipe), encoding="utf-8")
+    if trap is not None:
+        trap.arm(path)
     if file_limit is not None:
         # Python ignores SIGXFSZ, so the write fails as on a full disk.
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["turnwise", "run", str(file), "--runs", str(path.parent)]
     main()

@@ -114,18 +114,31 @@ def _learn(
 ) -> dict[str, float]:
     """All updates of one step."""
     loss = make_loss(config)
-    metrics: dict[str, float] = {}
     updates = list(updates_of(groups, config, seed=seed, step=step))
-    made = 0
+    found: list[dict[str, float]] = []
     for update in updates:
         if not update.samples:
             continue
         samples = learner.with_reference(update.samples) if config.kl > 0 else update.samples
-        found = learner.forward_backward(samples, loss) | learner.optim_step()
-        # What is reported of a step is its first update's: only that one is on the policy that played.
-        metrics = metrics or found
-        made += 1
-    return {**metrics, **_credit_metrics(updates), "updates": float(made)}
+        found.append(learner.forward_backward(samples, loss) | learner.optim_step())
+    return {**_over_updates(found), **_credit_metrics(updates), "updates": float(len(found))}
+
+
+def _over_updates(found: Sequence[dict[str, float]]) -> dict[str, float]:
+    """A step's metrics from those of its updates: counts add up, maxima stay maxima, the rest is averaged.
+
+    The sampler's mismatch is told by the first update alone, as only that one is on the policy that played.
+    """
+    metrics: dict[str, float] = {}
+    for name in dict.fromkeys(name for one in found for name in one):
+        values = [one[name] for one in found if name in one]
+        if name in ("tokens", "loss_tokens"):
+            metrics[name] = sum(values)
+        elif name.endswith("_max"):
+            metrics[name] = max(values)
+        else:
+            metrics[name] = sum(values) / len(values)
+    return metrics
 
 
 def _credit_metrics(updates: Sequence[Update]) -> dict[str, float]:

@@ -259,7 +259,7 @@ def summary_table(summary: Mapping[str, Any], width: int) -> Table:
     show_tries = width >= 100 and any(row.best_of != NONE for row in rows)
     show_failed = width >= 100 and any(row.failed != "0" for row in rows)
     table.add_column("environment")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in (
         "mean",
         "95%",

@@ -1,8 +1,8 @@
 """A first environment: open a lock of three digits by what it says about each try.
 
-    turnwise env check examples/first_environment.py:Lock
-    turnwise env play examples/first_environment.py:Lock --teacher
-    python examples/first_environment.py                 # the teacher opens one, in ten lines
+turnwise env check examples/first_environment.py:Lock
+turnwise env play examples/first_environment.py:Lock --teacher
+python examples/first_environment.py                 # the teacher opens one, in ten lines
 """
 
 from __future__ import annotations

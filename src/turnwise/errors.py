@@ -39,7 +39,7 @@ class StoreError(TurnwiseError, OSError):
 
 
 class EnvSpecError(TurnwiseError, ValueError):
-    """An environment that cannot be made: unknown name or argument, not an environment, a tool without type hints."""
+    """An environment that cannot be made: unknown name or argument, no environment, a tool without types."""
 
 
 class EnvError(TurnwiseError):
@@ -79,7 +79,7 @@ class LearnError(TurnwiseError, ValueError):
 
 
 class NonFiniteError(TurnwiseError, ArithmeticError):
-    """A loss or a gradient was infinite or no number: the update was refused, the weights are as they were."""
+    """A loss or a gradient was infinite or no number: the update was refused, the weights are unchanged."""
 
 
 class TooManyFailuresError(TurnwiseError):
@@ -105,6 +105,6 @@ def boundary(error: type[TurnwiseError], where: str) -> Iterator[None]:
 
 
 def describe(error: BaseException, limit: int = 4000) -> str:
-    """The traceback of ``error`` and its causes, its end kept where it is longer than ``limit`` characters."""
+    """The traceback of ``error`` and its causes; of one longer than ``limit`` characters, the end."""
     text = "".join(traceback.format_exception(error))
     return text if len(text) <= limit else "…" + text[-limit:]

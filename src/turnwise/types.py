@@ -239,7 +239,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What a policy answers. Without ids it was demonstrated (a teacher, a person, an endpoint), not sampled."""
+    """What a policy answers. Without ids it was demonstrated (by a teacher, a person), not sampled."""
 
     message: Message
     context_ids: list[int] | None = None
@@ -338,7 +338,7 @@ class Turn:
     message: Message
     """The parsed reply."""
     context_ids: list[int] | None = None
-    """Appended before this reply: the whole prompt at a segment's start, the bridge afterwards; None if demonstrated."""
+    """Appended before this reply: a segment's whole prompt, or the bridge; None if demonstrated."""
     ids: list[int] | None = None
     logprobs: list[float] | None = None
     versions: list[int] | None = None
@@ -483,7 +483,7 @@ class Batch:
     """Samples packed into rows, one micro-batch. Two samples of 3 and 2 tokens in one row of 6:
 
     token_ids_BT  = [[a0 a1 a2 b0 b1  0]]
-    positions_BT  = [[ 0  1  2  0  1  2]]      # padding continues the row's last document, which cannot see it
+    positions_BT  = [[ 0  1  2  0  1  2]]      # padding continues the last document, which cannot see it
     documents_BT  = [[ 0  0  0  1  1 -1]]      # -1 is padding; attention never crosses documents
     loss_mask_BT, logprobs_BT, advantages_BT, weights_BT: as in the samples, 0 in padding
     """

@@ -113,7 +113,8 @@ def test_a_systematic_teacher_is_one_too_high():
 def test_a_lazy_teacher_gives_up():
     spec, rows = sums(error=0.5, error_kind="zero")
     said = [
-        instance(spec, row, seed).teacher([]).tool_calls[0].arguments["answer"] for seed, row in enumerate(rows)
+        instance(spec, row, seed).teacher([]).tool_calls[0].arguments["answer"]
+        for seed, row in enumerate(rows)
     ]
     gave_up = [answer == "0" != row["answer"] for answer, row in zip(said, rows, strict=True)]
     assert all(answer in ("0", row["answer"]) for answer, row in zip(said, rows, strict=True))

@@ -1,4 +1,4 @@
-"""``turnwise``: the command line. Each verb is a file of its own and imports what it needs when it is called."""
+"""``turnwise``: the command line. Each verb is a file of its own and imports what it needs when called."""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ class Engine(Protocol):
         Args:
             prompt_ids: The whole context, also when a session holds its beginning.
             sampling: How to draw; ``stop_ids`` end the reply.
-            session: Keeps the KV of prompt and reply for the next call under the same name, which prefills only
-                what the context grew by. A session's calls must not overlap. None keeps nothing.
+            session: Keeps the KV of prompt and reply for the next call under the same name, which prefills
+                only what the context grew by. A session's calls must not overlap. None keeps nothing.
             images: Hashes of the images that ``prompt_ids`` holds placeholders for.
 
         Raises:
@@ -56,8 +56,8 @@ class Engine(Protocol):
     async def load_weights(self, source: WeightSource, version: int) -> None:
         """Replace the weights; KV computed under older weights is never used to sample under the new ones.
 
-        A request in flight goes on under the new weights after its context was prefilled again; its completion
-        says which version drew each token.
+        A request in flight goes on under the new weights after its context was prefilled again; its
+        completion says which version drew each token.
         """
         ...
 

@@ -26,9 +26,9 @@ def fit_tokenizer(
 ) -> Any:
     """Fit a byte-level BPE tokenizer whose merges run over whole constant phrases.
 
-    Digits, and each quoted word of ``keep_apart`` (what the policy chooses between, such as a tool's enum), are
-    never merged with their surroundings: the text around a choice becomes a few long tokens, and the choice
-    itself one token that the model can learn to place.
+    Digits, and each quoted word of ``keep_apart`` (what the policy chooses between, such as a tool's enum),
+    are never merged with their surroundings: the text around a choice becomes a few long tokens, and the
+    choice itself one token that the model can learn to place.
 
     Args:
         texts: Rendered conversations.

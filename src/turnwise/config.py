@@ -253,6 +253,8 @@ class Recipe(Section):
     model: ModelConfig
     environments: dict[str, EnvConfig] = Field(min_length=1)
     """By name; a task row is routed by this name."""
+    tasks: dict[str, str] = {}
+    """Data sets by split (``train: rows.jsonl``): one JSON row a line; ``environment`` in it says whose it is."""
     engine: EngineConfig = EngineConfig()
     collect: CollectConfig | None = None
     sft: SftConfig | None = None

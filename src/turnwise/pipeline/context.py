@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from turnwise.config import Recipe, SamplingConfig
 from turnwise.envs.registry import make
 from turnwise.envs.session import EnvSpec
 from turnwise.errors import RecipeError, TemplateError
-from turnwise.pipeline.tasks import TaskStream, routed
+from turnwise.pipeline.tasks import TaskStream, read_rows, routed
 from turnwise.rollout.arena import Arena
 from turnwise.store import RunDir
 from turnwise.types import Message, Sampling, Task, ToolSchema
@@ -99,7 +100,9 @@ class Run:
         """
         if split not in self._rows:
             playing = {name: spec for name, spec in self.specs.items() if name in self._playing(split)}
-            self._rows[split] = routed(playing, split, known=self.specs)
+            path = self.recipe.tasks.get(split)
+            data = None if path is None else read_rows(Path(path), self.specs)
+            self._rows[split] = routed(playing, split, known=self.specs, data=data)
         return self._rows[split]
 
     def _playing(self, split: str) -> set[str]:

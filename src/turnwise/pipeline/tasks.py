@@ -1,15 +1,18 @@
 """Task streams: which task is the n-th of a stage, fixed by the recipe's seed for a resumed run.
 
 A row is played by the environment that lists it, or by the one that it names in an ``environment`` column, so
-that one data set can feed several environments.
+that one data set can feed several environments. A data set's rows take the place of those that its environments
+list themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
+import orjson
 
 from turnwise.envs.session import EnvSpec
 from turnwise.errors import TaskError
@@ -20,13 +23,49 @@ MAX_TASKS = 1_000_000
 """Rows of one split that are held in memory; an endless generator is cut here."""
 
 
-def routed(specs: Mapping[str, EnvSpec], split: str, *, known: Collection[str]) -> dict[str, list[Task]]:
+def read_rows(path: Path, known: Collection[str]) -> dict[str, list[Task]]:
+    """The rows of a JSON-lines file by environment, without the column that names it.
+
+    Raises:
+        TaskError: The file cannot be read, or a line is no JSON object or names no known environment; the
+            message says which line.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as cause:
+        raise TaskError(f"the data set {path} cannot be read: {cause.strerror}") from cause
+    rows: dict[str, list[Task]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError as cause:
+            raise TaskError(f"{path}, line {number}: no JSON ({cause})") from None
+        if not isinstance(row, dict):
+            raise TaskError(f"{path}, line {number}: a row is a JSON object; found {type(row).__name__}")
+        try:
+            env = route(row, known)
+        except TaskError as cause:
+            raise TaskError(f"{path}, line {number}: {cause}") from None
+        rows.setdefault(env, []).append({key: value for key, value in row.items() if key != "environment"})
+    return rows
+
+
+def routed(
+    specs: Mapping[str, EnvSpec],
+    split: str,
+    *,
+    known: Collection[str],
+    data: Mapping[str, list[Task]] | None = None,
+) -> dict[str, list[Task]]:
     """Every row of a split, by the environment that plays it.
 
     Args:
         specs: The environments that play this split; each lists its rows.
         split: ``train`` or ``test``.
         known: All environments of the run: what a row may name.
+        data: A data set's rows by environment; such an environment is not asked for its own.
 
     Raises:
         TaskError: A row is no JSON object, or names an unknown environment.
@@ -34,6 +73,9 @@ def routed(specs: Mapping[str, EnvSpec], split: str, *, known: Collection[str]) 
     own: dict[str, list[Task]] = {name: [] for name in specs}
     from_others: dict[str, list[Task]] = {name: [] for name in known}
     for name, spec in specs.items():
+        if data and data.get(name):
+            own[name] = data[name]
+            continue
         for number, row in enumerate(islice(spec.tasks(split), MAX_TASKS)):
             try:
                 target = name if row.get("environment") is None else route(row, known)
@@ -68,8 +110,8 @@ class TaskStream:
     def __init__(self, env: str, split: str, tasks: Sequence[Task], *, seed: int, salt: str = "") -> None:
         if not tasks:
             raise TaskError(
-                f"environment {env} has no tasks in split '{split}'; its tasks() must yield a row, or "
-                f"another's a row whose 'environment' is {env}"
+                f"environment {env} has no tasks in split '{split}'; its tasks() must yield a row, or the "
+                f"recipe's tasks.{split} name a file with rows whose 'environment' is {env}"
             )
         self.tasks = tasks
         self._entropy = [seed, *f"{env}/{split}/{salt}".encode()]

@@ -254,7 +254,7 @@ class Recipe(Section):
     environments: dict[str, EnvConfig] = Field(min_length=1)
     """By name; a task row is routed by this name."""
     tasks: dict[str, str] = {}
-    """Data sets by split (``train: rows.jsonl``): one JSON row a line; ``environment`` in it says whose it is."""
+    """Data sets by split (``train: rows.jsonl``): a JSON row a line, whose ``environment`` plays it."""
     engine: EngineConfig = EngineConfig()
     collect: CollectConfig | None = None
     sft: SftConfig | None = None

@@ -1,8 +1,8 @@
 """Task streams: which task is the n-th of a stage, fixed by the recipe's seed for a resumed run.
 
-A row is played by the environment that lists it, or by the one that it names in an ``environment`` column, so
-that one data set can feed several environments. A data set's rows take the place of those that its environments
-list themselves.
+A row is played by the environment that lists it, or by the one that it names in an ``environment`` column,
+so that one data set can feed several environments. A data set's rows take the place of those that its
+environments list themselves.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from turnwise.envs.base import Env, tool
+from turnwise.errors import EnvLostError
 from turnwise.types import Message, Step, Task, ToolCall
 
 
@@ -81,6 +82,30 @@ class Plain(Env):
 
     def step(self, reply: str) -> Step:
         return Step(reward=1.0, terminated=True)
+
+    def teacher(self, messages: Sequence[Message]) -> str:
+        return "ok"
+
+
+class Flaky(Env):
+    """Its server is gone for the first resets of some rows."""
+
+    inline = True
+    max_turns = 1
+    failures: ClassVar[dict[int, int]] = {}
+    """Row → how many resets still fail."""
+
+    def tasks(self, split: str) -> Iterator[Task]:
+        yield from ({"n": n} for n in range(8))
+
+    def reset(self, task: Task) -> str:
+        if Flaky.failures.get(task["n"], 0):
+            Flaky.failures[task["n"]] -= 1
+            raise EnvLostError("the server is gone")
+        return f"say {task['n']}"
+
+    def reward(self) -> float:
+        return self.rng.random()
 
     def teacher(self, messages: Sequence[Message]) -> str:
         return "ok"

@@ -7,13 +7,13 @@ What is kept is decided when it is read (`kept`), so changing ``collect.keep`` c
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 
 from turnwise.config import CollectConfig
 from turnwise.errors import RecipeError
-from turnwise.pipeline.context import Run, mean, sampling_of
+from turnwise.pipeline.attempts import unfinished
+from turnwise.pipeline.context import Means, Run, sampling_of
 from turnwise.pipeline.sink import EpisodeSink
 from turnwise.rollout.arena import Arena
 from turnwise.rollout.play import play_all
@@ -30,11 +30,10 @@ async def collect(run: Run) -> None:
     """Play what is not on disk yet."""
     config = run.recipe.collect
     assert config is not None
-    finished = run.directory.ids(STAGE)
     orders = list(collect_orders(run, config))
-    missing = [order for order in orders if order.id not in finished]
+    missing = unfinished(run.directory, STAGE, orders)
     sink = EpisodeSink(run.directory, STAGE)
-    rewards: dict[str, list[float]] = defaultdict(list)
+    rewards = Means()
     with run.stage(STAGE, total=sum(config.episodes.values()), unit="episodes") as info:
         async with collecting_policy(run, config) as (policy, arenas):
             playing = play_all(
@@ -50,8 +49,8 @@ async def collect(run: Run) -> None:
                 async for trajectory in playing:
                     done += 1
                     if trajectory.reward is not None:
-                        rewards[trajectory.env].append(trajectory.reward)
-                    run.emit(Progress(stage=STAGE, done=done, metrics=mean(rewards)))
+                        rewards.add(trajectory.env, trajectory.reward)
+                    run.emit(Progress(stage=STAGE, done=done, metrics=rewards.so_far))
         info["kept"] = dict.fromkeys(config.episodes, 0)
         for trajectory in kept(run):
             info["kept"][trajectory.env] += 1

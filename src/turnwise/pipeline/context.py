@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -252,6 +253,19 @@ def default_dtype(device: str | None) -> str:
     return "bfloat16" if (device or default_device()).startswith("cuda") else "float32"
 
 
-def mean(values: Mapping[str, list[float]]) -> dict[str, float]:
-    """The mean of each list that is not empty."""
-    return {name: sum(found) / len(found) for name, found in values.items() if found}
+class Means:
+    """Means by name that cost the same however much went into them."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, name: str, value: float) -> None:
+        """Take one more value."""
+        self._sums[name] = self._sums.get(name, 0.0) + value
+        self._counts[name] += 1
+
+    @property
+    def so_far(self) -> dict[str, float]:
+        """The mean of each name."""
+        return {name: total / self._counts[name] for name, total in self._sums.items()}

@@ -5,16 +5,16 @@ Every model plays the same tasks from the same seeds, so stages are compared tas
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import aclosing
 from typing import Any
 
 from turnwise.config import EvaluateConfig
 from turnwise.errors import EnvError, boundary
-from turnwise.pipeline.context import ModelSource, Run, mean, sampling_of
+from turnwise.pipeline.attempts import unfinished
+from turnwise.pipeline.context import Means, ModelSource, Run, sampling_of
 from turnwise.pipeline.sink import EpisodeSink
-from turnwise.pipeline.summary import BASELINES, MODEL_STAGES, summarise
+from turnwise.pipeline.summary import BASELINES, GREEDY, MODEL_STAGES, is_greedy, summarise
 from turnwise.rollout.arena import Arena
 from turnwise.rollout.play import play_all
 from turnwise.rollout.policies import BaselinePolicy, ModelPolicy
@@ -44,7 +44,7 @@ async def evaluate(run: Run, model_stage: str, model: ModelSource) -> None:
         plays: list[Play] = [(policy, sampled, list(_orders(run, config, model_stage, range(config.seeds))))]
         if config.greedy:
             greedy = sampling_of(config.sampling, seed=run.recipe.seed, greedy=True)
-            plays.append((policy, greedy, list(_orders(run, config, model_stage, ["greedy"]))))
+            plays.append((policy, greedy, list(_orders(run, config, model_stage, [GREEDY]))))
         await _play(run, model_stage, arenas, plays)
 
 
@@ -113,15 +113,14 @@ async def _play(
     plays: list[Play],
 ) -> None:
     stage = evaluation_stage(model_stage)
-    finished = run.directory.ids(stage)
     sink = EpisodeSink(run.directory, stage)
-    rewards: dict[str, list[float]] = defaultdict(list)
+    rewards = Means()
+    missing = [unfinished(run.directory, stage, orders) for *_, orders in plays]
     with run.stage(stage, total=sum(len(orders) for *_, orders in plays), unit="episodes") as info:
-        done = sum(order.id in finished for *_, orders in plays for order in orders)
-        for policy, sampling, orders in plays:
-            missing = [order for order in orders if order.id not in finished]
+        done = sum(len(orders) for *_, orders in plays) - sum(map(len, missing))
+        for (policy, sampling, _), orders in zip(plays, missing, strict=True):
             playing = play_all(
-                missing,
+                orders,
                 arenas=arenas,
                 policy=policy,
                 sampling=sampling,
@@ -132,14 +131,13 @@ async def _play(
                 async for trajectory in playing:
                     done += 1
                     _count(rewards, trajectory)
-                    run.emit(Progress(stage=stage, done=done, metrics=mean(rewards)))
+                    run.emit(Progress(stage=stage, done=done, metrics=rewards.so_far))
         info["episodes"] = done
 
 
-def _count(rewards: dict[str, list[float]], trajectory: Trajectory) -> None:
-    greedy = trajectory.sampling is not None and trajectory.sampling.temperature == 0
-    if trajectory.reward is not None and not greedy:
-        rewards[trajectory.env].append(trajectory.reward)
+def _count(rewards: Means, trajectory: Trajectory) -> None:
+    if trajectory.reward is not None and not is_greedy(trajectory.id):
+        rewards.add(trajectory.env, trajectory.reward)
 
 
 def _concurrency(run: Run) -> int:

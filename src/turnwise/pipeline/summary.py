@@ -12,12 +12,15 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
+from turnwise.pipeline.attempts import episode_of
 from turnwise.pipeline.stats import bootstrap_mean, paired_gain, pass_at_k
 from turnwise.types import Trajectory
 
 MODEL_STAGES = ("untrained", "sft", "rl")
 """In the order in which each is compared with the one before it."""
 BASELINES = ("random", "constant")
+GREEDY = "greedy"
+"""What the id of a task's episode at temperature 0 ends with, where the others end with ``s0``, ``s1``, …"""
 
 Rewards = dict[str, list[float]]
 
@@ -33,27 +36,35 @@ def summarise(episodes: Iterable[tuple[str, Trajectory]], *, resamples: int, see
 
     Returns:
         A mapping ready for JSON. ``mean``, ``low``, ``high`` and ``pass_at`` are over sampled play,
-        ``greedy`` is the mean at temperature 0. Failed episodes are counted in ``failed`` and are in no
-        mean. A stage none of whose episodes was scored has ``mean`` null.
+        ``greedy`` is the mean at temperature 0. Failed episodes are in no mean, and are
+        counted in ``failed`` unless another attempt at them was scored. A stage none of whose episodes was
+        scored has ``mean`` null.
     """
     sampled: dict[tuple[str, str], Rewards] = defaultdict(lambda: defaultdict(list))
     greedy: dict[tuple[str, str], Rewards] = defaultdict(lambda: defaultdict(list))
-    failed: dict[tuple[str, str], int] = defaultdict(int)
+    failed: dict[tuple[str, str], set[str]] = defaultdict(set)
+    scored: dict[tuple[str, str], set[str]] = defaultdict(set)
     for stage, trajectory in episodes:
         key = (trajectory.env, stage)
         if trajectory.reward is None:
-            failed[key] += 1
+            failed[key].add(episode_of(trajectory.id))
             continue
-        is_greedy = trajectory.sampling is not None and trajectory.sampling.temperature == 0
+        scored[key].add(episode_of(trajectory.id))
         task = trajectory.group_id.rsplit("/", 1)[-1]
-        (greedy if is_greedy else sampled)[key][task].append(trajectory.reward)
+        (greedy if is_greedy(trajectory.id) else sampled)[key][task].append(trajectory.reward)
 
     summary: dict[str, Any] = {}
     keys = {*sampled, *greedy, *failed}
     for env in sorted({env for env, _ in keys}):
         stages = [stage for stage in (*MODEL_STAGES, *BASELINES) if (env, stage) in keys]
         summary[env] = {
-            stage: _record(sampled[env, stage], greedy[env, stage], failed[env, stage], resamples, seed)
+            stage: _record(
+                sampled[env, stage],
+                greedy[env, stage],
+                len(failed[env, stage] - scored[env, stage]),
+                resamples,
+                seed,
+            )
             for stage in stages
         }
         learned = [stage for stage in stages if stage in MODEL_STAGES]
@@ -62,6 +73,11 @@ def summarise(episodes: Iterable[tuple[str, Trajectory]], *, resamples: int, see
                 before, sampled[env, before], sampled[env, after], resamples, seed
             )
     return summary
+
+
+def is_greedy(trajectory_id: str) -> bool:
+    """Whether this is a task's greedy episode; sampling at temperature 0 may be what the recipe asks for."""
+    return episode_of(trajectory_id).endswith(f"/{GREEDY}")
 
 
 def _record(sampled: Rewards, greedy: Rewards, failed: int, resamples: int, seed: int) -> dict[str, Any]:

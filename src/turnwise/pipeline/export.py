@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from turnwise.errors import StoreError, boundary
 from turnwise.pipeline.context import Run
+from turnwise.pipeline.evaluate import summary
 
 STAGE = "export"
 
@@ -33,13 +32,13 @@ def model_card(run: Run) -> str:
     """A model card: the recipe, and the held-out rewards where they were measured."""
     lines = ["---", "library_name: transformers", "tags: [turnwise]", "---", f"# {run.recipe.name}", ""]
     lines += ["Trained with Turnwise.", ""]
-    summary: dict[str, Any] = run.directory.summary() or {}
-    if summary:
+    found = summary(run) if run.recipe.evaluate is not None else {}
+    if found:
         lines += ["| environment | stage | held-out reward | 95% interval |", "|---|---|---|---|"]
-        for env, stages in summary.items():
-            for stage, found in stages.items():
-                if found["mean"] is not None:
-                    interval = f"{found['low']:.3f} to {found['high']:.3f}"
-                    lines.append(f"| {env} | {stage} | {found['mean']:.3f} | {interval} |")
+        for env, stages in found.items():
+            for stage, one in stages.items():
+                if one["mean"] is not None:
+                    interval = f"{one['low']:.3f} to {one['high']:.3f}"
+                    lines.append(f"| {env} | {stage} | {one['mean']:.3f} | {interval} |")
         lines.append("")
     return "\n".join([*lines, "```yaml", (run.directory.recipe() or "").strip(), "```", ""])

@@ -33,9 +33,9 @@ def open_learner(
     from transformers import AutoTokenizer
 
     config = run.recipe.model
-    policy = load_model(
-        config.model_copy(update={"revision": model.revision}), model.name, seed=run.recipe.seed
-    )
+    # By its name: a path given beside it would be a directory, which has no revisions.
+    started_from = {"name": model.name, "revision": model.revision, "scratch": None}
+    policy = load_model(config.model_copy(update=started_from), seed=run.recipe.seed)
     if reference:
         policy.keep_reference()
     tokenizer = AutoTokenizer.from_pretrained(model.name, revision=model.revision)

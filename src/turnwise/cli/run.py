@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -47,6 +48,6 @@ def run(
             try:
                 summary = run_recipe(loaded, directory, live, stage=stage)
             except KeyboardInterrupt:
-                live(Interrupted(resume_command=" ".join(["turnwise", *sys.argv[1:]])))
+                live(Interrupted(resume_command=shlex.join(["turnwise", *sys.argv[1:]])))
                 raise typer.Exit(130) from None
             live.conclude(summary)

@@ -62,7 +62,7 @@ class Learner:
         self.version = 0
         """Of the weights that were published last; 0 before any update."""
         self.step = 0
-        """Updates done."""
+        """Updates done, those with nothing to learn from included."""
         self._tokenizer = tokenizer
         self._rows = rows
         self._optimizer = Optimizer(model, optimizer, total_steps=total_steps)
@@ -146,6 +146,11 @@ class Learner:
         self.step += 1
         self._published = False
         return {"grad_norm": norm, **rates}
+
+    def skip_step(self) -> None:
+        """Count an update that had nothing to learn from: the schedule spans all that were planned."""
+        assert not self._pending, "there are gradients: call optim_step"
+        self.step += 1
 
     def publish(self) -> LiveWeights:
         """The present weights, for engines to load as `version`; it rises by one if there was an update."""

@@ -20,7 +20,7 @@ _ATTEMPT = re.compile(r"~\d+$")
 
 
 def episode_of(trajectory_id: str) -> str:
-    """The id of the first attempt: ``evaluate/rl/catch/3/s0`` of ``evaluate/rl/catch/3/s0~2``."""
+    """The id of the first attempt, of an episode or a group: ``rl/catch/3/s0`` of ``rl/catch/3/s0~2``."""
     return _ATTEMPT.sub("", trajectory_id)
 
 

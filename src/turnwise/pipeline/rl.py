@@ -118,6 +118,7 @@ def _learn(
     found: list[dict[str, float]] = []
     for update in updates:
         if not update.samples:
+            learner.skip_step()
             continue
         samples = learner.with_reference(update.samples) if config.kl > 0 else update.samples
         found.append(learner.forward_backward(samples, loss) | learner.optim_step())

@@ -21,6 +21,7 @@ from turnwise.learn.learner import Learner
 from turnwise.learn.losses import cross_entropy
 from turnwise.learn.normalise import weigh
 from turnwise.learn.samples import Demonstrations
+from turnwise.pipeline.collect import STAGE as COLLECT
 from turnwise.pipeline.collect import kept
 from turnwise.pipeline.context import Run
 from turnwise.pipeline.evaluate import evaluation_stage
@@ -122,6 +123,11 @@ def _lessons(run: Run, config: SftConfig, demonstrations: Demonstrations) -> dic
 def _trajectories(run: Run, config: SftConfig) -> Iterator[Trajectory]:
     """What collect kept, and every scored episode of the sources."""
     if run.recipe.collect is not None:
+        if run.directory.done(COLLECT) is None:
+            raise RecipeError(
+                f"stage '{COLLECT}' of run '{run.recipe.name}' is not finished, and sft learns from all "
+                f"of it: run it first with --stage {COLLECT}, or the whole recipe"
+            )
         yield from kept(run)
     for source in config.sources:
         yield from (one for one in _source(Path(source)) if one.reward is not None)

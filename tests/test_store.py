@@ -283,10 +283,10 @@ def test_a_forked_worker_does_not_keep_the_lock(tmp_path: Path) -> None:
         with RunDir(sys.argv[1]).lock():
             child = os.fork()
             if child == 0:
-                print("up", flush=True)
+                os.write(1, b"up\\n")
                 time.sleep(60)
                 os._exit(0)
-            print(child, flush=True)
+            os.write(1, b"%d\\n" % child)
             os.read(0, 1)
         """,
         tmp_path,

@@ -200,6 +200,19 @@ def test_no_file(tmp_path: Path) -> None:
         (["rl.sampling.top_k=50"], "rl.sampling.top_k: a cut"),
         (["rl.sampling.min_p=0.1"], "rl.sampling.min_p: a cut"),
         (["rl.sampling.temperature=0.0"], "rl.sampling.temperature: siblings must differ"),
+        (
+            ["evaluate.sampling.temperature=0.0"],
+            "evaluate.greedy: at evaluate.sampling.temperature=0 it would",
+        ),
+        (
+            ["evaluate.sampling.temperature=0.0", "evaluate.greedy=false", "evaluate.seeds=3"],
+            "evaluate.seeds: 3 episodes of a task are alike at temperature 0; use 1",
+        ),
+        (["model.dtype=float16"], "model.dtype: float16 overflows in training"),
+        (
+            ["tasks={trian: rows.jsonl}"],
+            "tasks.trian: no stage plays this split; played are: test, train; did you mean 'train'?",
+        ),
         (["rl.minibatches=7"], "rl.minibatches: 7 need as many groups a step, and rl.groups has 6"),
         (
             ["rl.loss=dapo", "rl.clip_high=0.28", "rl.normalise=constant"],

@@ -19,7 +19,7 @@ def problems(recipe: Recipe) -> list[str]:
         for key, reason in idle_keys(recipe).items()
         if _is_set(recipe, key)
     ]
-    for rule in (_stages, _environments, _collect, _sft, _rl, _evaluate, _engine):
+    for rule in (_stages, _model, _tasks, _environments, _collect, _sft, _rl, _evaluate, _engine):
         found += rule(recipe)
     return found
 
@@ -66,6 +66,20 @@ def _stages(recipe: Recipe) -> Iterator[str]:
         yield "there is nothing to do: add at least one of collect, sft, rl, evaluate"
     if recipe.push_to_hub and not (recipe.sft or recipe.rl):
         yield "push_to_hub: nothing is trained, so there is nothing to upload; add sft or rl, or remove it"
+
+
+def _model(recipe: Recipe) -> Iterator[str]:
+    if recipe.model.dtype == "float16" and (recipe.sft or recipe.rl):
+        yield "model.dtype: float16 overflows in training; use bfloat16, or float32 where there is none"
+
+
+def _tasks(recipe: Recipe) -> Iterator[str]:
+    played = {"train"} if recipe.collect or recipe.rl or recipe.model.scratch else set()
+    played |= {recipe.evaluate.split} if recipe.evaluate else set()
+    for split in recipe.tasks:
+        if split not in played:
+            found = ", ".join(sorted(played)) or "none"
+            yield f"tasks.{split}: no stage plays this split; played are: {found}{nearest(split, played)}"
 
 
 def _environments(recipe: Recipe) -> Iterator[str]:
@@ -184,6 +198,14 @@ def _evaluate(recipe: Recipe) -> Iterator[str]:
     if evaluate is None:
         return
     yield from _counts("evaluate.tasks", evaluate.tasks)
+    if evaluate.sampling.temperature == 0:
+        if evaluate.greedy:
+            yield (
+                "evaluate.greedy: at evaluate.sampling.temperature=0 it would play everything a second time; "
+                "set it to false"
+            )
+        if evaluate.seeds > 1:
+            yield f"evaluate.seeds: {evaluate.seeds} episodes of a task are alike at temperature 0; use 1"
     made = made_stages(recipe)
     if "stages" in evaluate.model_fields_set:
         if not evaluate.stages:

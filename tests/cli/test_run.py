@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import typer
+from tests.end_to_end.tiny import play, recipe
 
+from turnwise.cli.report import report
 from turnwise.cli.run import run
+from turnwise.errors import RecipeError, StoreError
 
 
 def test_the_command_to_go_on_can_be_pasted(
@@ -28,3 +31,15 @@ def test_the_command_to_go_on_can_be_pasted(
     said = capsys.readouterr().out
     command = next(line for line in said.splitlines() if "turnwise run " in line)
     assert shlex.split(command[command.index("turnwise run ") :])[1:] == arguments
+
+
+def test_a_model_directory_that_is_not_there(tmp_path: Path) -> None:
+    made = recipe({"model": {"name": "./no/such-model"}})
+    with pytest.raises(RecipeError, match=r"model.name: there is no directory \./no/such-model"):
+        play(made, tmp_path / "tiny")
+
+
+def test_a_report_of_no_run(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="there is no run directory"):
+        report(tmp_path / "nope")
+    assert not (tmp_path / "nope").exists()

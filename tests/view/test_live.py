@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from turnwise.config import Recipe
+from turnwise.config import ModelConfig, Recipe
 from turnwise.recipe import load_recipe
 from turnwise.store import RunDir
 from turnwise.view import live as live_module
 from turnwise.view.events import Interrupted, Note, Progress, StageFinished, StageStarted, StepLine
-from turnwise.view.live import Live
+from turnwise.view.live import Live, changed_settings
 from turnwise.view.rows import duration, short, summary_rows
 
 SUMMARY = {
@@ -206,3 +206,8 @@ def test_short_numbers(value: float | None, text: str) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(4.21, "4.2 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_the_header_names_the_model(recipe: Recipe) -> None:
+    named = recipe.model_copy(update={"model": ModelConfig(name="Qwen/Qwen3-1.7B")})
+    assert dict(changed_settings(named))["model"] == ["name=Qwen/Qwen3-1.7B"]

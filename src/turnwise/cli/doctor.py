@@ -138,7 +138,7 @@ def _torch() -> Iterator[Finding]:
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             device = torch.cuda.get_device_properties(index)
-            bf16 = "" if torch.cuda.is_bf16_supported() else ", without bfloat16: set model.dtype=float16"
+            bf16 = "" if torch.cuda.is_bf16_supported() else ", without bfloat16: set model.dtype=float32"
             yield Finding("ok", "gpu", f"{device.name}, {device.total_memory / 2**30:.0f} GiB{bf16}")
     else:
         yield Finding("info", "gpu", "none that torch can use: the processor does everything")

@@ -63,7 +63,10 @@ class PolicyModel:
 
     def checkpoint_activations(self) -> None:
         """Keep only each layer's input and compute the rest again in backward."""
-        self.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers has renamed it, and warns about the old name where it has the new one.
+        old = self.causal.gradient_checkpointing_enable
+        enable = getattr(self.causal, "activation_checkpointing_enable", old)
+        enable({"use_reentrant": False})
         self._needs_training_mode = True
 
     def training_mode(self, on: bool) -> None:

@@ -54,13 +54,20 @@ class Run:
         """Find out what would stop the run later, before anything is played.
 
         Raises:
+            RecipeError: ``model.name`` is the path of no directory.
             TaskError: A row that may be played is no JSON object, or names an unknown environment.
             TemplateError: The model's chat template cannot do what the environments ask of it.
         """
         for split in ("train", self.recipe.evaluate.split if self.recipe.evaluate else "train"):
             self.rows(split)
-        if self.recipe.model.name is not None:
-            self.renderer(ModelSource(self.recipe.model.name, self.recipe.model.revision))
+        name = self.recipe.model.name
+        if name is not None:
+            # A path means a directory; the Hub's client would only say that it is no repository.
+            if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).is_dir():
+                raise RecipeError(
+                    f"model.name: there is no directory {name}; name one, or a model of the Hub"
+                )
+            self.renderer(ModelSource(name, self.recipe.model.revision))
 
     # -- environments -------------------------------------------------------------------------------
 

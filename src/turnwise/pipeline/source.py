@@ -45,7 +45,7 @@ class GroupSource:
         return GroupOrder(id=group, env=env, task=stream[index], seed=stream.seed(index), size=self.size)
 
     def finished(self, group: str) -> tuple[Trajectory, ...]:
-        """The siblings of a group that were on disk at the start, given once; a retry's are under its own id."""
+        """The siblings of a group that were on disk at the start, given once; a retry has its own id."""
         return tuple(self._played.pop(group, {}).values())
 
     def spend(self, trajectory_ids: Iterable[str]) -> None:

@@ -224,7 +224,7 @@ def changed_settings(recipe: Recipe) -> Iterator[tuple[str, list[str]]]:
             if section and values:
                 yield section, values
             section, values = line.key, []
-        if line.changed and line.value and line.key != "name":
+        if line.changed and line.value and place != ["name"]:
             values.append(f"{'.'.join(place[1:]) or line.key}={line.value}")
     if values:
         yield section, values

@@ -41,7 +41,7 @@ def run(
 
     directory = RunDir(runs / loaded.name)
     # A terminal that goes away, or a scheduler's SIGTERM, is treated as Ctrl-C: what is finished is on disk.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with directory.lock():
         check_unchanged(directory, loaded, allowed=changed)
         with Live(loaded, directory) as live:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from turnwise.envs import Env
 from turnwise.envs.baselines import baselines
+from turnwise.envs.library import scorer
 from turnwise.envs.library.entries import pack, unpack
 from turnwise.envs.library.reasoning_gym import dataset_names, gold_answer, make_spec
 from turnwise.envs.registry import make
@@ -189,6 +190,27 @@ def test_what_the_scorer_cannot_read_is_wrong_and_no_fault():
     rows = [row for split in ("train", "test") for row in instance(spec).tasks(split)]
     for answer in ("x" * 10_000, "\x00", "{", "((((", "1/0", "None"):
         assert instance(spec, rows[0]).answer(answer).reward < 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "problem"),
+    [
+        ("countdown", "9**9**8", "scoring took more than 1 s"),
+        ("n_queens", "().__class__.__base__.__subclasses__()", None),
+        ("spiral_matrix", "[__import__('os')._exit(3)]", "scoring broke its process"),
+    ],
+)
+def test_answers_that_a_scorer_runs_as_code_run_in_a_process_of_their_own(name, answer, problem, monkeypatch):
+    """``9**9**8`` would hold this interpreter's lock for longer than any deadline."""
+    monkeypatch.setattr(scorer, "SECONDS", 1)
+    monkeypatch.setattr(scorer, "_child", scorer._Child())
+    spec = make_spec(name, None, {"size": 2})
+    row = next(row for split in ("train", "test") for row in instance(spec).tasks(split))
+    step = instance(spec, row).answer(answer)
+    assert step.reward < 1.0 and step.terminated
+    assert step.info.get("scoring_error") == problem
+    env = instance(spec, row)
+    assert env.answer(**env.teacher([]).tool_calls[0].arguments).reward == 1.0
 
 
 def test_baselines_come_from_the_training_answers_alone():

@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol
 
 from turnwise.envs.base import Env, tool
 from turnwise.envs.library.entries import pack, unpack
+from turnwise.envs.library.scorer import ApartScorer, Scorer, runs_answers
 from turnwise.envs.library.splits import TRAIN, checked, split_of
 from turnwise.envs.spec import ClassSpec, class_spec
 from turnwise.errors import EnvError, EnvSpecError, MissingExtraError, ScoringError, boundary
@@ -38,15 +39,11 @@ QUICK_SCORES = ("chain_sum", "products")
 """Datasets whose own ``score_answer`` is known to take microseconds whatever the answer is."""
 
 
-class Dataset(Protocol):
+class Dataset(Scorer, Protocol):
     """What is used of the package's ``ProceduralDataset``."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The entry: ``question``, ``answer``, ``metadata``."""
-        ...
-
-    def score_answer(self, answer: str | None, entry: dict[str, Any]) -> float:
-        """How right ``answer`` is, from 0 to 1."""
         ...
 
 
@@ -99,7 +96,10 @@ class Question(Env):
         self.prompt, self.partial_credit = prompt, partial_credit
         self.error, self.error_kind = error, error_kind
         self.settings = json.dumps(config, sort_keys=True)
-        self.scorer = _dataset(dataset, seed, size, self.settings)
+        self.scorer: Scorer = dataset_of(dataset, seed, size, self.settings)
+        parts = [part["name"] for part in config["datasets"]] if dataset == "composite" else [dataset]
+        if any(runs_answers(_dataset_types(part)[0]) for part in parts):
+            self.scorer = ApartScorer(dataset, seed, size, self.settings)
 
     def tasks(self, split: str) -> Iterator[Task]:
         """The questions of the split, made as they are asked for."""
@@ -110,6 +110,8 @@ class Question(Env):
 
     def reset(self, task: Task) -> str:
         """Ask the question."""
+        if isinstance(self.scorer, ApartScorer):
+            self.scorer.warm_up()
         self.entry = unpack(dict(task))
         # The teacher's errors come from a generator of its own: whether it is asked changes nothing else.
         self.teacher_rng = random.Random(self.rng.getrandbits(64))
@@ -310,7 +312,7 @@ def dataset_names() -> list[str]:
 
 
 @lru_cache(maxsize=64)
-def _dataset(name: str, seed: int, size: int, settings: str) -> Dataset:
+def dataset_of(name: str, seed: int, size: int, settings: str) -> Dataset:
     """One dataset of the package; shared by all environments with these settings, as only its methods are
     used.
     """
@@ -343,7 +345,7 @@ def _questions(name: str, seed: int, size: int, settings: str) -> Iterator[dict[
     block = missed = 0
     while True:
         start = seed + block * size
-        dataset = _dataset(name, start, size, settings)
+        dataset = dataset_of(name, start, size, settings)
         for index in range(size):
             with boundary(EnvError, f"reasoning_gym:{name}: item {index}"), _seeded(name, start + index):
                 entry = dataset[index]

@@ -174,3 +174,14 @@ def test_parse_never_raises_and_numbers_its_calls(text: str, thinking: bool) -> 
     assert [c.id for c in message.tool_calls] == [f"call_{i}" for i in range(len(message.tool_calls))]
     for made in message.tool_calls:
         assert (made.error is None) == (made.raw == "")
+
+
+@pytest.mark.parametrize("levels", [65, 700])
+def test_a_call_that_is_nested_too_deeply_is_malformed(levels: int) -> None:
+    """Whoever stores a call recurses into it: a thousand brackets must not end the run."""
+    text = '<tool_call>{"name": "f", "arguments": {"x": %s}}</tool_call>'
+    (made,) = parse(text % ("[" * levels + "]" * levels)).tool_calls
+    assert made.name == "f" and made.arguments == {}
+    assert made.error == "it is nested too deeply: 64 levels are allowed"
+    (good,) = parse(text % ("[" * 63 + "]" * 63)).tool_calls
+    assert good.error is None

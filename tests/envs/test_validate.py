@@ -207,3 +207,42 @@ def test_what_fits_passes_unchanged_and_what_does_not_never_passes(data, parts):
     for mutated in ({**right, victim: wrong}, missing, {**right, "extra": 1}):
         with pytest.raises(ArgumentsError):
             check_arguments(mutated, schema)
+
+
+def test_integers_that_no_float_can_hold_are_checked_like_others():
+    tool = ToolSchema(
+        name="f",
+        description="F.",
+        parameters={
+            "type": "object",
+            "properties": {
+                "n": {"type": "integer", "maximum": 9},
+                "free": {"type": "integer"},
+                "half": {"type": "number", "multipleOf": 0.5},
+            },
+        },
+    )
+    huge = 10**400
+    assert check_arguments({"free": huge}, tool).arguments == {"free": huge}
+    with pytest.raises(ArgumentsError, match="n: expected an integer at most 9; found 1000"):
+        check_arguments({"n": huge}, tool)
+    with pytest.raises(ArgumentsError, match=r"half: expected a multiple of 0\.5"):
+        check_arguments({"half": huge}, tool)
+
+
+def test_what_is_checked_shares_nothing_with_what_was_said():
+    tool = ToolSchema(
+        name="f",
+        description="F.",
+        parameters={
+            "type": "object",
+            "properties": {"any": {}, "dict": {"type": "object"}, "union": {"anyOf": [{"type": "array"}]}},
+        },
+    )
+    said = {"any": [[1]], "dict": {"list": [1]}, "union": [1]}
+    checked = check_arguments(said, tool).arguments
+    assert checked == said
+    checked["any"][0].append(2)
+    checked["dict"]["list"].append(2)
+    checked["union"].append(2)
+    assert said == {"any": [[1]], "dict": {"list": [1]}, "union": [1]}

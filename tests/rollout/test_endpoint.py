@@ -203,3 +203,19 @@ def test_sampling_settings_beyond_openais_are_sent_only_where_set():
         play(url, sampling=Sampling(top_p=0.9, top_k=5, min_p=0.1))
     body = requests[0][2]
     assert (body["top_p"], body["top_k"], body["min_p"]) == (0.9, 5, 0.1) and isinstance(body["seed"], int)
+
+
+@pytest.mark.parametrize("arguments", ['{"x": ' + "[" * 900 + "]" * 900 + "}", "[" * 9000 + "]" * 9000])
+def test_arguments_nested_without_end_are_a_malformed_call(arguments):
+    with server(completion(None, ("c", "look", arguments)), completion("3")) as (url, _):
+        done = play(url)
+    (made,) = done.turns[0].message.tool_calls
+    assert "nested too deeply" in made.error and done.stop_reason is StopReason.ANSWERED
+
+
+def test_a_call_without_a_name_is_malformed():
+    with server(completion(None, ("c", None, "{}")), completion("3")) as (url, _):
+        done = play(url)
+    (made,) = done.turns[0].message.tool_calls
+    assert (made.name, made.error) == ("", "the call has no name")
+    assert done.stop_reason is StopReason.ANSWERED

@@ -21,6 +21,8 @@ from turnwise.chat.thinking import split_thinking
 from turnwise.types import Message, ToolCall
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+DEEPEST = 64
+"""Levels of a call's JSON. A policy can write a thousand brackets, and who stores the call recurses."""
 
 _NAME = re.compile(r'"name"\s*:\s*"([^"\\]*)"')
 _SPACE = re.compile(r"\s*")
@@ -118,9 +120,22 @@ def _fault(body: Any) -> str | None:
         return 'the call has no "name"'
     if not isinstance(arguments, dict):
         return f'"arguments" must be an object, not {_kind(arguments)}'
+    if too_deep(arguments):
+        return f"it is nested too deeply: {DEEPEST} levels are allowed"
     # An escape such as \\ud800 decodes to half a character, which no file and no tokenizer can hold.
     json.dumps(body, ensure_ascii=False).encode()
     return None
+
+
+def too_deep(value: Any) -> bool:
+    """Whether a JSON value has more than `DEEPEST` levels."""
+    level = [value]
+    for _ in range(DEEPEST):
+        inner = [part for part in level if isinstance(part, (list, dict))]
+        level = [item for part in inner for item in (part.values() if isinstance(part, dict) else part)]
+        if not level:
+            return False
+    return any(isinstance(part, (list, dict)) for part in level)
 
 
 def _kind(value: Any) -> str:

@@ -37,8 +37,11 @@ class Tool:
             if name in checked.arguments:
                 try:
                     checked.arguments[name] = build(checked.arguments[name])
-                except (TypeError, ValueError) as cause:
-                    raise ArgumentsError(f"{self.schema.name}: {name}: {cause}") from cause
+                except Exception as cause:
+                    # A hint's own code may raise anything. It was the policy's value, so the policy is told,
+                    # and not let off by an episode that failed.
+                    told = str(cause) or type(cause).__name__
+                    raise ArgumentsError(f"{self.schema.name}: {name}: {told}") from cause
         return checked
 
 

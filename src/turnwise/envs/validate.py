@@ -11,6 +11,7 @@ JSON number given for a ``string`` is taken as its text, and counted. ``true`` i
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import logging
@@ -63,7 +64,9 @@ class Checked:
 
 
 def check_arguments(arguments: Any, schema: ToolSchema) -> Checked:
-    """Validate the arguments of one call.
+    """Validate the arguments of one call; what is returned shares nothing with what was given.
+
+    The call stands in the trajectory, so a tool that changes its arguments must not change what was said.
 
     Raises:
         ArgumentsError: What does not fit, and the form that the tool expects.
@@ -77,7 +80,7 @@ def check_arguments(arguments: Any, schema: ToolSchema) -> Checked:
         if len(checker.problems) > 1:
             told += f" The form is {call_form(schema)}."
         raise ArgumentsError(told)
-    return Checked(checked, checker.coerced)
+    return Checked(_unshared(checked), checker.coerced)
 
 
 def fits(value: Any, schema: Json, root: Json) -> bool:
@@ -261,8 +264,9 @@ class _Checker:
             self.problems.append(f"{path}: expected text matching {schema['pattern']}; found {found(value)}")
 
     def _number(self, value: float, schema: Json, path: str) -> None:
+        # An integer may be too large to be asked: `math.isfinite` would make a float of it.
         within = (
-            math.isfinite(value)
+            (isinstance(value, int) or math.isfinite(value))
             and value >= schema.get("minimum", -math.inf)
             and value <= schema.get("maximum", math.inf)
             and value > schema.get("exclusiveMinimum", -math.inf)
@@ -270,7 +274,7 @@ class _Checker:
         )
         if not within:
             self._wrong(value, schema, path)
-        elif "multipleOf" in schema and value % schema["multipleOf"]:
+        elif "multipleOf" in schema and not _is_multiple(value, schema["multipleOf"]):
             self.problems.append(f"{path}: expected a multiple of {schema['multipleOf']}; found {value}")
 
     def _alternatives(self, value: Any, parts: list[tuple[Any, Any]], schema: Json, path: str) -> Any:
@@ -295,6 +299,20 @@ class _Checker:
         self.problems.append(
             f"{path or 'arguments'}: expected {expectation(schema, self.root)}; found {text}"
         )
+
+
+def _is_multiple(value: float, of: float) -> bool:
+    try:
+        return value % of == 0
+    except OverflowError:  # An integer that no float can hold, against a step that is one.
+        return False
+
+
+def _unshared(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: copy.deepcopy(value) if isinstance(value, list | dict) else value
+        for name, value in arguments.items()
+    }
 
 
 def _no_such(at: str, key: str, properties: Json, *, whole: bool) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from turnwise.chat.hermes import DEEPEST, too_deep
 from turnwise.errors import ContextOverflowError, PolicyError, RecipeError, boundary
 from turnwise.rollout.policy import Context
 from turnwise.types import Finish, ImageBlock, Message, Reply, Sampling, ToolCall
@@ -169,6 +170,7 @@ def _message(said: Mapping[str, Any]) -> Message:
 
 def _call(said: Mapping[str, Any]) -> ToolCall:
     function, call_id = said["function"], said.get("id") or ""
+    name = function.get("name")
     written = function.get("arguments") or "{}"
     if not isinstance(written, str):  # Some servers send the object itself.
         written = json.dumps(written)
@@ -176,11 +178,20 @@ def _call(said: Mapping[str, Any]) -> ToolCall:
         arguments = json.loads(written)
     except ValueError as error:
         problem = f"arguments are not valid JSON: {error}"
+    except RecursionError:
+        problem = "arguments are nested too deeply"
     else:
-        if isinstance(arguments, dict):
-            return ToolCall(name=function["name"], arguments=arguments, id=call_id)
-        problem = f"arguments must be a JSON object; found {written[:80]}"
-    return ToolCall(name=function["name"], arguments={}, id=call_id, error=problem, raw=written)
+        if not isinstance(name, str) or not name:
+            problem = "the call has no name"
+        elif not isinstance(arguments, dict):
+            problem = f"arguments must be a JSON object; found {written[:80]}"
+        elif too_deep(arguments):
+            problem = f"arguments are nested too deeply: {DEEPEST} levels are allowed"
+        else:
+            return ToolCall(name=name, arguments=arguments, id=call_id)
+    return ToolCall(
+        name=name if isinstance(name, str) else "", arguments={}, id=call_id, error=problem, raw=written
+    )
 
 
 def _raise_overflow(text: str) -> None:

@@ -7,7 +7,9 @@ import datetime
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 
 from turnwise import Env, Message, Step, ToolCall, tool
@@ -116,6 +118,11 @@ class Bad(Env):
         return Step("over", info={"at": datetime.date(2020, 1, 1)})
 
     @tool
+    def no_info(self) -> Step:
+        """Say nothing where an object is due."""
+        return Step("over", info=None)
+
+    @tool
     def hangs(self) -> str:
         """Hang in a thread."""
         self.release.wait(30)
@@ -212,6 +219,7 @@ def test_ten_megabytes_are_cut_and_quick(name):
         ("nan_pay", ScoringError, "tool nan_pay: reward: expected a finite number; found nan"),
         ("both_ends", EnvError, "both terminated and truncated; set one"),
         ("bad_info", EnvError, "info is not JSON: a datetime.date at at"),
+        ("no_info", EnvError, "info is None; it must be a JSON object"),
     ],
 )
 @pytest.mark.parametrize("cls", [Bad, InlineBad])
@@ -438,3 +446,84 @@ asyncio.run(main())
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=30)
     assert "EnvHungError: environment Hangs: tool hang: it did not return within 0.05 s" in done.stderr
     assert time.perf_counter() - started < 20
+
+
+@dataclass
+class Positive:
+    """Refuses what does not fit by an exception of any kind."""
+
+    number: int
+
+    def __post_init__(self):
+        if self.number <= 0:
+            raise LookupError("the number must be positive")
+
+
+class Living(Env):
+    """Hands out its own state, and goes on changing it."""
+
+    inline = True
+
+    def reset(self, task):
+        self.board = [0]
+        return "go"
+
+    @tool
+    def place(self, board: list[int]) -> Step:
+        """Place."""
+        self.board.append(1)
+        return Step("placed", info={"board": self.board}, terminated=np.bool_(len(self.board) > 2))
+
+    @tool
+    def count(self, by: Positive) -> str:
+        """Count."""
+        return "counted"
+
+    def teacher(self, messages):
+        return Message.assistant("", ToolCall(name="place", arguments={"board": self.board}))
+
+
+def test_what_was_said_does_not_change_with_the_environments_state():
+    async def play():
+        env = await make(Living).open(QUICK)
+        await env.reset({}, 0)
+        said, results = [], []
+        for _ in range(2):
+            message = await env.teacher([])
+            said.append(message.tool_calls[0].arguments)
+            results.append((await env.call(message.tool_calls[0])).step)
+        await env.close()
+        return said, results
+
+    said, results = asyncio.run(play())
+    assert said == [{"board": [0]}, {"board": [0, 1]}]
+    assert [step.info for step in results] == [{"board": [0, 1]}, {"board": [0, 1, 1]}]
+    assert [step.terminated for step in results] == [False, True]
+    assert all(type(step.terminated) is bool for step in results)
+
+
+def test_a_teachers_call_must_be_json():
+    class Typed(Living):
+        def teacher(self, messages):
+            return Message.assistant("", ToolCall(name="place", arguments={"board": np.int64(3)}))
+
+    async def play():
+        env = await make(Typed).open(QUICK)
+        await env.reset({}, 0)
+        with pytest.raises(EnvError, match=r"its call of place are not JSON: a numpy\.int64 at board"):
+            await env.teacher([])
+        await env.close()
+
+    asyncio.run(play())
+
+
+def test_a_value_that_a_hints_own_code_refuses_is_told_whatever_it_raises():
+    async def play():
+        env = await make(Living).open(QUICK)
+        await env.reset({}, 0)
+        result = await env.call(call("count", by={"number": -1}))
+        await env.close()
+        return result
+
+    result = asyncio.run(play())
+    assert (result.error, result.content) == ("bad_arguments", "count: by: the number must be positive")

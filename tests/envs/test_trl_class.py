@@ -180,7 +180,7 @@ def test_blocks_are_joined():
     asyncio.run(play())
 
 
-def test_no_reward_where_get_reward_gives_none_and_an_error_where_it_is_nan():
+def test_a_reward_of_none_does_not_apply_and_an_error_where_it_is_nan():
     class Judge:
         def reset(self, value):
             self.value = value
@@ -192,7 +192,7 @@ def test_no_reward_where_get_reward_gives_none_and_an_error_where_it_is_nan():
     async def play():
         env = await session(Judge)
         await env.reset({"value": None}, 0)
-        assert await env.reward() == {}
+        assert await env.reward() == {"reward": None}
         await env.reset({"value": float("nan")}, 0)
         with pytest.raises(ScoringError):
             await env.reward()

@@ -422,3 +422,28 @@ def test_an_environment_error_is_no_policy_error_whoever_raises_it():
         raise EnvError("the teacher's server is gone")
 
     assert play(ScriptedPolicy(fail), arena()).stop_reason is StopReason.ENV_FAILED
+
+
+def test_a_reward_of_none_leaves_the_episode_out_and_is_never_a_zero():
+    done = play(ScriptedPolicy(["3"]), arena(Answer), task={"reward": {"judge": None}})
+    assert done.stop_reason is StopReason.ANSWERED
+    assert done.rewards == {"judge": Reward(value=None)} and done.reward is None
+    part = play(ScriptedPolicy(["3"]), arena(Answer), task={"reward": {"judge": None, "form": 0.25}})
+    assert part.reward == 0.25
+
+
+def test_what_a_policy_can_write_never_excuses_its_episode():
+    class Count(Env):
+        inline = True
+
+        def reset(self, task):
+            return "Count."
+
+        @tool
+        def count(self, to: int) -> str:
+            """Count."""
+            return "counted"
+
+    done = play(ScriptedPolicy([calls(call("count", to=10**400)), "done"]), arena(Count))
+    assert done.stop_reason is StopReason.ANSWERED and done.reward == 0.0
+    assert done.turns[0].tool_results[0].error is None

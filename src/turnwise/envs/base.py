@@ -104,8 +104,9 @@ class Env:
         """Answer a reply that called no tool. Without this method such a reply ends the episode."""
         raise NotImplementedError
 
-    def reward(self) -> MaybeAsync[float | Mapping[str, float]]:
-        """The episode's reward, asked for once at its end, truncated or not; named where it is a mapping.
+    def reward(self) -> MaybeAsync[float | Mapping[str, float | None]]:
+        """The episode's reward, asked for once at its end, truncated or not; named where it is a mapping, and
+        None in it where a reward does not apply to this episode.
 
         It is added to what the steps paid. Without this method the steps' rewards are all there is.
         """

@@ -172,7 +172,7 @@ class HostedEnv:
         told = observe.cut(f"The environment failed: {told}", self._limits.max_observation)
         return Step(told, info={"error": error})
 
-    async def reward(self) -> dict[str, float]:
+    async def reward(self) -> dict[str, float | None]:
         """The environment's own rewards, by name."""
         what = f"environment {self.name}: reward"
         env = self._live(what)
@@ -197,7 +197,7 @@ class HostedEnv:
         if not isinstance(said, Message) or said.role != "assistant":
             found = f"a {said.role} message" if isinstance(said, Message) else type(said).__name__
             raise EnvError(f"{what} returned {found}; return text or Message.assistant(…)")
-        return said
+        return observe.spoken(said, what)
 
     async def state_key(self) -> str | None:
         """The key of the present state, where the environment defines one."""

@@ -5,6 +5,7 @@ Runs where the environment runs (its thread, its process), so that a 10 MB resul
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import numbers
@@ -78,16 +79,17 @@ def step(value: Any, limit: int, what: str) -> Step:
     Raises:
         BadResultError: The observation is none.
         ScoringError: The reward is not a finite number.
-        EnvError: Both ends at once, or info that is not JSON.
+        EnvError: Both ends at once, or info that is no JSON object.
     """
     if not isinstance(value, Step):
         raise BadResultError(f"{_a(value)}, not a Step")
     if value.terminated and value.truncated:
         raise EnvError(f"{what} returned a Step that is both terminated and truncated; set one")
-    if value.info:
-        problem = json_problem(value.info)
-        if problem:
-            raise EnvError(f"{what} returned a Step whose info is not JSON: {problem}")
+    if not isinstance(value.info, Mapping):
+        raise EnvError(f"{what} returned a Step whose info is {_a(value.info)}; it must be a JSON object")
+    problem = json_problem(value.info)
+    if problem:
+        raise EnvError(f"{what} returned a Step whose info is not JSON: {problem}")
     seen = value.observation
     told: Content | list[Message]
     if isinstance(seen, list) and seen and isinstance(seen[0], Message):
@@ -95,17 +97,42 @@ def step(value: Any, limit: int, what: str) -> Step:
     else:
         told = observation(seen, limit)
     reward = None if value.reward is None else finite(value.reward, f"{what}: reward")
-    return replace(value, observation=told, reward=reward)
+    # Ends may be numpy's; and what the environment goes on changing is not what it said here.
+    return replace(
+        value,
+        observation=told,
+        reward=reward,
+        terminated=bool(value.terminated),
+        truncated=bool(value.truncated),
+        info=copy.deepcopy(dict(value.info)) if value.info else {},
+    )
 
 
-def rewards(value: Any, what: str) -> dict[str, float]:
-    """Rewards by name; a lone number is called ``reward``.
+def spoken(message: Message, what: str) -> Message:
+    """A demonstrator's message as it was said: what the environment goes on changing is not in it.
+
+    Raises:
+        EnvError: A call's arguments are not JSON.
+    """
+    for call in message.tool_calls:
+        problem = json_problem(call.arguments)
+        if problem:
+            raise EnvError(f"{what}: the arguments of its call of {call.name} are not JSON: {problem}")
+    calls = tuple(replace(call, arguments=copy.deepcopy(dict(call.arguments))) for call in message.tool_calls)
+    return replace(message, tool_calls=calls) if calls else message
+
+
+def rewards(value: Any, what: str) -> dict[str, float | None]:
+    """Rewards by name; a lone number is called ``reward``, and a named None does not apply.
 
     Raises:
         ScoringError: Something other than finite numbers.
     """
     if isinstance(value, Mapping):
-        return {str(name): finite(part, f"{what}: reward '{name}'") for name, part in value.items()}
+        return {
+            str(name): None if part is None else finite(part, f"{what}: reward '{name}'")
+            for name, part in value.items()
+        }
     return {"reward": finite(value, f"{what}: reward")}
 
 

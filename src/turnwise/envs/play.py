@@ -73,7 +73,7 @@ class Play:
         neither.
         """
         own = await self._timed("reward", self.session.reward())
-        parts = [*own.values(), *([self.paid] if self.paid is not None else [])]
+        parts = [part for part in (*own.values(), self.paid) if part is not None]
         return sum(parts) if parts else None
 
     async def _call(self, reply: Message) -> list[Message]:

@@ -134,10 +134,10 @@ class ProcessEnv:
         """The environment's answer to a reply."""
         return _step.validate_python(await self._ask("step", {"reply": reply}))
 
-    async def reward(self) -> dict[str, float]:
+    async def reward(self) -> dict[str, float | None]:
         """The environment's own rewards, by name."""
         try:
-            rewards: dict[str, float] = await self._ask("reward", {})
+            rewards: dict[str, float | None] = await self._ask("reward", {})
         except EnvHungError as hung:
             raise ScoringError(str(hung)) from hung
         return rewards

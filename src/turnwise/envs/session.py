@@ -73,8 +73,10 @@ class Session(Protocol):
         """
         ...
 
-    async def reward(self) -> dict[str, float]:
+    async def reward(self) -> dict[str, float | None]:
         """The environment's own rewards at the episode's end; empty where it has none but the steps'.
+
+        A reward that is None does not apply to this episode.
 
         Raises:
             ScoringError: It raised, hung, or was not a finite number (or mapping of them).

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, get_args
 from turnwise.envs.base import Env
 from turnwise.envs.schema import describe_function
 from turnwise.envs.tools import Tool, then
-from turnwise.errors import EnvError, EnvSpecError
+from turnwise.errors import EnvError, EnvSpecError, boundary
 from turnwise.types import Content, Message, Role, Step, Task, TextBlock, ToolCall
 
 NOT_TOOLS = ("reset", "get_reward", "close")
@@ -35,7 +35,8 @@ def adapt(factory: Callable[..., Any]) -> type[Env]:
     if isinstance(factory, type):
         inner = factory
     else:
-        probe = factory()
+        with boundary(EnvSpecError, f"{getattr(factory, '__name__', 'factory')}() makes no environment"):
+            probe = factory()
         inner = type(probe)
         close = getattr(probe, "close", None)
         if callable(close) and not inspect.iscoroutinefunction(close):
@@ -92,11 +93,11 @@ class TrlEnv(Env):
         return _opening(task.get("prompt"), returned)
 
     def reward(self) -> Any:
-        """``get_reward()``, or the attribute ``reward``; no reward where there is neither, or None."""
+        """``get_reward()``, or the attribute ``reward``; none where there is neither."""
         if hasattr(self.inner, "get_reward"):
             value = self.inner.get_reward()
             return then(value, _named_reward) if inspect.isawaitable(value) else _named_reward(value)
-        return _named_reward(getattr(self.inner, "reward", None))
+        return _named_reward(self.inner.reward) if hasattr(self.inner, "reward") else {}
 
     def close(self) -> Any:
         """Close the instance, where it can be closed."""
@@ -201,5 +202,5 @@ def _message(entry: Any) -> Message:
 
 
 def _named_reward(value: Any) -> Any:
-    # TRL leaves a None out of the advantages; here no reward is an empty mapping.
-    return {} if value is None else value
+    # Such an episode cannot be scored: as in TRL it is left out of the advantages, not paid 0.
+    return {"reward": None} if value is None else value

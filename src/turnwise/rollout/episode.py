@@ -274,7 +274,7 @@ class _Episode:
     async def _score(self) -> None:
         """Ask for the environment's rewards; a broken one pays what its steps did, and nothing more."""
         record, weight = self.record, self.arena.reward_weight
-        paid, own = record.paid, dict[str, float]()
+        paid, own = record.paid, dict[str, float | None]()
         if self.broken:
             paid = paid or 0.0
         else:
@@ -282,7 +282,8 @@ class _Episode:
             try:
                 own = await self._env("reward", self.session.reward())
                 for name, value in own.items():
-                    finite(value, f"{self._where()} '{name}'")
+                    if value is not None:
+                        finite(value, f"{self._where()} '{name}'")
                 if paid is not None and STEPS in own:
                     raise ScoringError(f"{self._where()}: '{STEPS}' is what steps pay; use another name")
             except (ScoringError, EnvError) as error:

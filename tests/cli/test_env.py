@@ -190,6 +190,13 @@ def test_a_new_environment_needs_a_module_name(name, tmp_path):
         run("new", name, "--dir", str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["none", "step", "tool_call"])
+def test_a_new_environment_does_not_hide_what_its_file_needs(name, tmp_path):
+    with pytest.raises(EnvSpecError, match=f"choose another name, such as my_{name}"):
+        run("new", name, "--dir", str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
 def test_importing_the_verbs_is_light():
     script = "import sys, json, turnwise.cli.env; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -94,6 +94,8 @@ def test_a_class_and_a_spec():
         ("turnwise.envs.base:Evn", "turnwise.envs.base has no 'Evn'; did you mean 'Env'?"),
         ("turnwise.types:Message", "environment Message: Message is no environment: subclass turnwise.Env"),
         ("turnwise.envs.base:Env", "environment Env: Env must define reset"),
+        ("os:path", "environment path: a module is no environment; name a class"),
+        ("os.path:join", r"join\(\) makes no environment: TypeError: join\(\) missing"),
     ],
 )
 def test_what_cannot_be_made(spec, message):

@@ -75,6 +75,8 @@ def test_a_row_is_routed_by_its_environment_column():
     assert route({}, ["catch"]) == "catch"
     with pytest.raises(TaskError, match=r"'chainsum'.*did you mean 'chain_sum'\? known: catch, chain_sum"):
         route({"environment": "chainsum"}, known)
+    with pytest.raises(TaskError, match=r"names the environment \['catch'\], which the run does not have"):
+        route({"environment": ["catch"]}, dict.fromkeys(known))
     with pytest.raises(TaskError, match="names no environment; set its 'environment' column"):
         route({"text": "hi"}, known)
 

@@ -100,6 +100,10 @@ def test_held_out_tasks_are_not_trained_on():
 '''
 
 
+TAKEN = frozenset({"Env", "Message", "Sequence", "Step", "ToolCall"})
+"""Names that the environment's file imports."""
+
+
 def scaffold(name: str, directory: Path) -> tuple[list[Path], str]:
     """Write ``<name>.py`` and ``test_<name>.py``; returns their paths and the class's name.
 
@@ -111,6 +115,11 @@ def scaffold(name: str, directory: Path) -> tuple[list[Path], str]:
             f"{name!r} cannot name a module: use lower-case letters, digits and _, as in web_shop"
         )
     class_name = "".join(part.capitalize() for part in name.split("_"))
+    if keyword.iskeyword(class_name) or class_name in TAKEN:
+        raise EnvSpecError(
+            f"{name!r} would name the class {class_name}, which means something else in that file; "
+            f"choose another name, such as my_{name}"
+        )
     files = {
         directory / f"{name}.py": ENVIRONMENT,
         directory / f"test_{name}.py": TEST,

@@ -118,7 +118,10 @@ def _by_name(spec: str, name: str | None, args: Mapping[str, Any]) -> EnvSpec:
     if path:
         module = _import_file(path, spec)
         found = _attribute(module, attribute, spec) if attribute else _only_env(module, spec)
-        return _by_class(found, name or found.__name__, args, f"{Path(path).resolve()}:{found.__name__}")
+        attribute = attribute or found.__name__
+        return _by_class(
+            found, name or attribute.rpartition(".")[2], args, f"{Path(path).resolve()}:{attribute}"
+        )
     if colon and rest:
         found = _load(spec, spec)
         return _by_class(found, name or rest.rpartition(".")[2], args, spec)
@@ -135,6 +138,8 @@ def _by_class(target: Any, name: str, args: Mapping[str, Any], reference: str | 
     """A class of any of the shapes that work as they are."""
     if isinstance(target, type) and issubclass(target, Env):
         return class_spec(target, name=name, args=args, reference=reference)
+    if not callable(target):
+        raise EnvSpecError(f"environment {name}: a {type(target).__name__} is no environment; name a class")
     shaped = target if isinstance(target, type) else None
     if shaped is not None and callable(getattr(shaped, "step", None)) and hasattr(shaped, "tools"):
         from turnwise.envs import agent_protocol

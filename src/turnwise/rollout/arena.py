@@ -97,10 +97,10 @@ def route(task: Task, known: Collection[str]) -> str:
         if len(known) == 1:
             return next(iter(known))
         raise TaskError(f"a task names no environment; set its 'environment' column to one of: {listed}")
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise TaskError(
             f"a task names the environment {name!r}, which the run does not have; {hint}known: {listed}"
         )
-    return str(name)
+    return name

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.support.models import tiny_qwen3
-from tests.support.tokenizers import tiny_tokenizer
+from tests.support.tokenizers import CHATML_TOOLS, tiny_tokenizer
 
 from turnwise.config import BatchConfig, OptimizerConfig
 from turnwise.pipeline.context import ModelSource, Run
@@ -55,3 +55,22 @@ def test_the_revision_that_is_played_is_the_one_that_is_trained(
     learner = open_learner(run, source, optimizer=OptimizerConfig(), rows=BatchConfig(), total_steps=1)
     weights = dict(learner.publish().tensors())["model.embed_tokens.weight"]
     assert torch.equal(weights, embeddings[revision or "main"])
+
+
+def test_a_model_is_written_with_the_template_that_it_was_trained_with(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = tiny_tokenizer(None)
+    tokenizer.save_pretrained(tmp_path / "base")
+    tiny_qwen3(vocab=len(tokenizer), hidden=32, layers=1).save_pretrained(tmp_path / "base")
+    (tmp_path / "chat.jinja").write_text(CHATML_TOOLS)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "name: r\nenvironments: {catch: {}}\nrl: {steps: 1, groups: {catch: 1}}\n"
+        f"model: {{name: {tmp_path}/base, chat_template: {tmp_path}/chat.jinja}}"
+    )
+    run = Run(load_recipe(path), RunDir(tmp_path / "run"), lambda _: None)
+    source = run.model_before("rl")
+    learner = open_learner(run, source, optimizer=OptimizerConfig(), rows=BatchConfig(), total_steps=1)
+    learner.export(tmp_path / "made")
+    assert AutoTokenizer.from_pretrained(tmp_path / "made").chat_template == CHATML_TOOLS

@@ -30,15 +30,16 @@ def open_learner(
         total_steps: Updates that the schedule spans.
         reference: Keep the starting weights, for a KL term.
     """
-    from transformers import AutoTokenizer
-
     config = run.recipe.model
     # By its name: a path given beside it would be a directory, which has no revisions.
     started_from = {"name": model.name, "revision": model.revision, "scratch": None}
     policy = load_model(config.model_copy(update=started_from), seed=run.recipe.seed)
     if reference:
         policy.keep_reference()
-    tokenizer = AutoTokenizer.from_pretrained(model.name, revision=model.revision)
+    renderer = run.renderer(model)
+    tokenizer = renderer.tokenizer
+    if config.chat_template is not None:  # Whoever serves the model must ask as it was asked in training.
+        tokenizer.chat_template = renderer.template.source
     return Learner(
         policy, tokenizer, optimizer=optimizer, rows=rows, total_steps=total_steps, seed=run.recipe.seed
     )

@@ -108,6 +108,18 @@ class Message:
             return self.content
         return "".join(block.text for block in self.content if isinstance(block, TextBlock))
 
+    def as_dict(self) -> dict[str, Any]:
+        """The form that chat templates and TRL's reward functions take; images are left out."""
+        out: dict[str, Any] = {"role": self.role, "content": self.text}
+        if self.tool_calls:
+            out["tool_calls"] = [
+                {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
+                for call in self.tool_calls
+            ]
+        if self.role == "tool":
+            out["name"] = self.name
+        return out
+
     @classmethod
     def system(cls, content: Content) -> Message:
         """A system message."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import linecache
 import time
 
 import numpy as np
@@ -177,3 +178,18 @@ def test_unusable_functions_are_refused_before_anything_is_played():
         RewardFunction.load("math:pi")
     with pytest.raises(RecipeError, match="same name"):
         arena(Answer, functions=[one(raising), one(raising)])
+
+
+def test_an_edited_function_is_another_one_to_the_harness(tmp_path):
+    def load(text: str) -> str:
+        namespace: dict = {}
+        file = tmp_path / "rewards.py"
+        file.write_text(text)
+        exec(compile(text, str(file), "exec"), namespace)
+        linecache.checkcache()
+        return RewardFunction(function=namespace["short"], name="short").identity
+
+    plain = load("def short(completions):\n    return [1.0 for _ in completions]\n")
+    again = load("def short(completions):\n    return [1.0 for _ in completions]\n")
+    edited = load("def short(completions):\n    return [0.5 for _ in completions]\n")
+    assert plain == again != edited

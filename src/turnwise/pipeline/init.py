@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
 
 from turnwise.chat.renderer import builtin_template
 from turnwise.errors import RecipeError, StoreError, boundary
@@ -16,7 +15,7 @@ from turnwise.pipeline.context import Run, final
 from turnwise.rollout.play import play_all
 from turnwise.rollout.policies import TeacherPolicy
 from turnwise.rollout.record import EpisodeOrder
-from turnwise.types import Message, Sampling, ToolSchema, Trajectory
+from turnwise.types import Sampling, ToolSchema, Trajectory
 
 STAGE = "init"
 DEFAULT_CONTEXT = 1024
@@ -78,19 +77,9 @@ def _render(episodes: list[Trajectory], template: str) -> Iterator[str]:
     """The conversations as the model will read them."""
     tokenizer = blank_tokenizer(template)
     for episode in episodes:
-        messages = [_as_dict(message) for segment in episode.segments for message in segment.messages]
+        messages = [message.as_dict() for segment in episode.segments for message in segment.messages]
         tools = [tool.as_function() for tool in episode.tools]
         yield tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False)
-
-
-def _as_dict(message: Message) -> dict[str, Any]:
-    out: dict[str, Any] = {"role": message.role, "content": message.text}
-    if message.tool_calls:
-        out["tool_calls"] = [
-            {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
-            for call in message.tool_calls
-        ]
-    return out
 
 
 def _choices(tools: tuple[ToolSchema, ...]) -> Iterator[str]:

@@ -60,7 +60,7 @@ class Arena:
             renderer=renderer,
             environment=spec.fingerprint,
             limits=self.limits,
-            rewards={OWN_REWARD: reward_weight, **{one.name: one.weight for one in functions}},
+            rewards={OWN_REWARD: reward_weight, **{one.identity: one.weight for one in functions}},
         )
 
     @classmethod

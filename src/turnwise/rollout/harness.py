@@ -25,7 +25,7 @@ def harness_hash(
         renderer: The renderer's fingerprint; empty where nothing is rendered.
         environment: The environment's fingerprint.
         limits: After the recipe's were laid over the environment's.
-        rewards: Weight by name of every reward, the environment's own under ``environment``.
+        rewards: Weight of every reward by its identity, the environment's own under ``environment``.
     """
     parts = [RULES, renderer, environment, asdict(limits), dict(rewards or {})]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

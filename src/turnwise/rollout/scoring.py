@@ -16,6 +16,7 @@ scored 0.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib
 import inspect
 import threading
@@ -27,7 +28,7 @@ from typing import Any, Self
 from turnwise.envs.observe import finite
 from turnwise.errors import RecipeError, ScoringError, TurnwiseError, boundary
 from turnwise.rollout.record import failure_of
-from turnwise.types import Message, Reward, StopReason, Trajectory
+from turnwise.types import Reward, StopReason, Trajectory
 
 ScoreOrError = float | None | ScoringError
 TRL_OWN = ("prompt", "completion", "completion_ids")
@@ -68,6 +69,15 @@ class RewardFunction:
         if not callable(function):
             raise RecipeError(f"reward function '{path}': a {type(function).__name__} cannot be called")
         return cls(function=function, name=attribute, weight=weight)
+
+    @property
+    def identity(self) -> str:
+        """Name and source, so that an edited function counts as another one."""
+        try:
+            source = inspect.getsource(self.function)
+        except (OSError, TypeError):  # Made at a prompt, or a callable object: its name is all there is.
+            source = f"{self.function.__module__}:{getattr(self.function, '__qualname__', '')}"
+        return f"{self.name} {hashlib.sha256(source.encode()).hexdigest()[:12]}"
 
     @property
     def per_trajectory(self) -> bool:
@@ -141,10 +151,10 @@ def trl_columns(siblings: Sequence[Trajectory]) -> dict[str, list[Any]]:
         name: [one.task.get(name) for one in siblings] for name in siblings[0].task if name not in TRL_OWN
     }
     columns["prompts"] = [
-        [_as_dict(message) for message in one.segments[0].prompt] if one.segments else [] for one in siblings
+        [message.as_dict() for message in one.segments[0].prompt] if one.segments else [] for one in siblings
     ]
     columns["completions"] = [
-        [_as_dict(message) for turn in one.turns for message in (turn.message, *turn.feedback)]
+        [message.as_dict() for turn in one.turns for message in (turn.message, *turn.feedback)]
         for one in siblings
     ]
     columns["completion_ids"] = [_completion_ids(one) for one in siblings]
@@ -157,18 +167,6 @@ def _completion_ids(trajectory: Trajectory) -> list[int]:
         for number, turn in enumerate(segment.turns):
             ids += ((turn.context_ids or []) if number else []) + (turn.ids or [])
     return ids
-
-
-def _as_dict(message: Message) -> dict[str, Any]:
-    out: dict[str, Any] = {"role": message.role, "content": message.text}
-    if message.tool_calls:
-        out["tool_calls"] = [
-            {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
-            for call in message.tool_calls
-        ]
-    if message.role == "tool":
-        out["name"] = message.name
-    return out
 
 
 def _with_scores(

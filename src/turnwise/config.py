@@ -22,8 +22,8 @@ class Section(BaseModel):
 class LoraConfig(Section):
     """Train low-rank adapters in place of all weights."""
 
-    r: int = 16
-    alpha: int = 32
+    r: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: str | list[str] = "all-linear"
 

@@ -522,5 +522,8 @@ class WeightSource(Protocol):
     """Weights that an engine can load: implemented by ``learn.weights``, handed over by ``pipeline``."""
 
     def tensors(self) -> Iterator[tuple[str, Any]]:
-        """(name, tensor) under the checkpoint's Hugging Face names, full tensors, adapters merged."""
+        """(name, tensor) under the checkpoint's Hugging Face names, full tensors, adapters merged.
+
+        May be called more than once, and gives the same each time until the next update.
+        """
         ...

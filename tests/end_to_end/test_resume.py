@@ -190,7 +190,7 @@ def test_killed_at_every_kind_of_place(tmp_path: Path, unbroken: Path) -> None:
 def test_killed_at_random(tmp_path: Path, unbroken: Path) -> None:
     runs, chance = Runs(tmp_path / "tiny"), random.Random(0)
     kills = 0
-    while kills < 8 and runs.die_after(chance.uniform(0.1, 2.5)):
+    while kills < 8 and runs.die_after(chance.uniform(0.1, 0.8)):
         kills += 1
     assert kills >= 3, "too few kills hit to say anything"
     overlap(runs.finish(), RunDir(unbroken).summary())

@@ -156,9 +156,7 @@ def test_trl_is_only_a_referee() -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SRC)))
 def test_a_file_is_one_noun(file: Path) -> None:
     lines = len(file.read_text(encoding="utf-8").splitlines())
-    # The nouns belong together: whoever reads one needs its neighbours. Half of the file is docstrings.
-    most = 520 if file == SRC / "types.py" else 400
-    assert lines <= most, f"{lines} lines: past some 400 a file is two nouns"
+    assert lines <= 400, f"{lines} lines: past some 400 a file is two nouns"
 
 
 def test_foreign_errors_are_caught_at_the_boundary_alone() -> None:

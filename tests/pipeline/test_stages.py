@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from tests.end_to_end.tiny import play, recipe
 from tests.pipeline.envs import Flaky
 
-from turnwise.errors import RecipeError, StoreError
+from turnwise.errors import LearnError, NonFiniteError, RecipeError, StoreError
+from turnwise.learn.learner import Learner
 from turnwise.store import RunDir
 from turnwise.types import Trajectory
 from turnwise.view.events import StageStarted
@@ -84,17 +86,47 @@ def test_a_changed_recipe_is_refused_by_the_names_of_its_keys(copy: Path) -> Non
     assert "sft.optimizer.lr: 0.006 before, 0.5 now" in str(refused.value)
     assert "--changed" in str(refused.value)
     play(recipe({**SMALL, "threads": 2}), copy, stage="sft")  # Changes no result.
-    play(changed, copy, stage="sft", changed=True)
+    with pytest.raises(RecipeError, match="stage 'sft' is finished, so this change would do nothing") as idle:
+        play(changed, copy, stage="sft", changed=True)
+    assert "sft.optimizer.lr" in str(idle.value) and "rl.steps" not in str(idle.value)
+    assert "done/sft.json" in str(idle.value)
+    play(recipe({**SMALL, "rl.steps": 3}), copy, stage="sft", changed=True)
 
 
-def test_environments_without_baselines_are_not_asked_again(copy: Path) -> None:
+def test_an_update_that_is_refused_is_left_out_and_a_step_of_nothing_else_stops_the_run(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optim_step, calls = Learner.optim_step, itertools.count()
+
+    def broken(at: Callable[[int], bool]) -> Callable[[Learner], dict[str, float]]:
+        def step(self: Learner) -> dict[str, float]:
+            if at(next(calls)):
+                self._forget()
+                raise NonFiniteError("a gradient is not finite")
+            return optim_step(self)
+
+        return step
+
+    monkeypatch.setattr(Learner, "optim_step", broken(lambda n: n == 0))
+    two = {"rl.minibatches": 2, "rl.epochs": 2}
+    metrics = train(copy, two)
+    assert [one["refused_updates"] for one in metrics] == [1.0, 0.0]
+    assert RunDir(copy).done("rl") is not None
+
+    (copy / "done" / "rl.json").unlink()
+    monkeypatch.setattr(Learner, "optim_step", broken(lambda n: True))
+    with pytest.raises(LearnError, match="every update of rl step 1 was refused"):
+        train(copy, two, steps=3)
+
+
+def test_environments_without_baselines_are_not_asked_again(tmp_path: Path) -> None:
     changes = {
         "environments": {"plain": {"env": "tests.pipeline.envs:Plain"}},
         "collect.episodes": {"plain": 4}, "sft.batch": {"plain": 2}, "sft.weighting": "token",
         "rl": None, "evaluate.tasks": {"plain": 1}, "evaluate.stages": ["sft"],
     }  # fmt: skip
-    play(recipe({**SMALL, **changes}), copy, changed=True)
-    assert RunDir(copy).done("evaluate-constant") == {"episodes": 0}
+    play(recipe({**SMALL, **changes}), tmp_path / "tiny")
+    assert RunDir(tmp_path / "tiny").done("evaluate-constant") == {"episodes": 0}
 
 
 # -- what is learned from ---------------------------------------------------------------------------------

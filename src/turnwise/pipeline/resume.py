@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import yaml
 
 from turnwise.config import Recipe
@@ -11,6 +13,8 @@ from turnwise.store import RunDir
 
 HARMLESS = ("push_to_hub", "threads")
 """Keys that change no result."""
+READ_LATER = ("collect.keep", "evaluate.bootstrap", "evaluate.stages", "evaluate.baselines")
+"""Keys of a stage's section that are read again after it is finished."""
 
 
 def check_unchanged(directory: RunDir, recipe: Recipe, *, allowed: bool) -> None:
@@ -25,16 +29,35 @@ def check_unchanged(directory: RunDir, recipe: Recipe, *, allowed: bool) -> None
         RecipeError: Something changed; the message names the keys with both values.
     """
     before = directory.recipe()
-    if before is not None and not allowed:
+    if before is not None:
         changes = [
             change
             for change in changed_keys(yaml.safe_load(before), yaml.safe_load(resolved(recipe)))
             if not change.startswith(HARMLESS)
         ]
-        if changes:
+        if changes and not allowed:
             raise RecipeError(
                 f"{directory.path} was started with another recipe:\n  "
                 + "\n  ".join(changes)
                 + "\ngive this run another name (name=…), delete the directory, or go on with --changed"
             )
+        _refuse_idle(directory, changes)
     directory.write_recipe(resolved(recipe))
+
+
+def _refuse_idle(directory: RunDir, changes: Sequence[str]) -> None:
+    """A change to a stage that is finished would do nothing.
+
+    Raises:
+        RecipeError: There is one; the message says how to have the stage run again.
+    """
+    for stage in directory.finished():
+        section = stage.partition("-")[0]
+        idle = [one for one in changes if one.startswith(f"{section}.") and not one.startswith(READ_LATER)]
+        if idle:
+            raise RecipeError(
+                f"stage '{stage}' is finished, so this change would do nothing:\n  "
+                + "\n  ".join(idle)
+                + "\ngive this run another name (name=…); or, to run the stage on from where it stopped, "
+                f"delete {directory.path}/done/{stage}.json"
+            )

@@ -11,11 +11,13 @@ the recorded updates again from disk, and plays only what is missing.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from turnwise.config import RlConfig
+from turnwise.errors import LearnError, NonFiniteError
 from turnwise.learn.learner import Learner
 from turnwise.learn.losses import make_loss
 from turnwise.pipeline.context import Run, sampling_of
@@ -31,6 +33,8 @@ from turnwise.view.events import Progress, StepLine
 
 if TYPE_CHECKING:
     from turnwise.engines.transformers import TransformersEngine
+
+log = logging.getLogger(__name__)
 
 STAGE = "rl"
 
@@ -112,17 +116,38 @@ async def _train(
 def _learn(
     learner: Learner, groups: Sequence[TrajectoryGroup], config: RlConfig, seed: int, step: int
 ) -> dict[str, float]:
-    """All updates of one step."""
+    """All updates of one step.
+
+    Raises:
+        LearnError: Every one of them was refused.
+    """
     loss = make_loss(config)
     updates = list(updates_of(groups, config, seed=seed, step=step))
     found: list[dict[str, float]] = []
+    refused: list[NonFiniteError] = []
     for update in updates:
         if not update.samples:
             learner.skip_step()
             continue
         samples = learner.with_reference(update.samples) if config.kl > 0 else update.samples
-        found.append(learner.forward_backward(samples, loss) | learner.optim_step())
-    return {**_over_updates(found), **_credit_metrics(updates), "updates": float(len(found))}
+        try:
+            found.append(learner.forward_backward(samples, loss) | learner.optim_step())
+        except NonFiniteError as error:
+            # The weights are as they were. One bad batch is left out; a step of nothing else is no accident.
+            log.warning("step %d: %s", step, error)
+            refused.append(error)
+            learner.skip_step()
+    if refused and not found:
+        raise LearnError(
+            f"every update of rl step {step} was refused, the last because {refused[-1]}. Lower "
+            "rl.optimizer.lr or rl.optimizer.max_grad_norm and go on from the last checkpoint with --changed"
+        )
+    return {
+        **_over_updates(found),
+        **_credit_metrics(updates),
+        "updates": float(len(found)),
+        "refused_updates": float(len(refused)),
+    }
 
 
 def _over_updates(found: Sequence[dict[str, float]]) -> dict[str, float]:

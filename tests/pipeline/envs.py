@@ -44,7 +44,7 @@ class Wrong(Env):
         if what == "raise":
             raise ValueError("not like this")
         if what == "hang":
-            time.sleep(1)
+            time.sleep(4)
         if what == "object":
             return object()
         if what == "huge":

@@ -258,7 +258,7 @@ def summary_table(summary: Mapping[str, Any], width: int) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     show_tries = width >= 100 and any(row.best_of != NONE for row in rows)
     show_failed = width >= 100 and any(row.failed != "0" for row in rows)
-    table.add_column("environment")
+    table.add_column("environment", no_wrap=True, min_width=11)
     table.add_column("", no_wrap=True)
     for name in (
         "mean",

@@ -11,7 +11,7 @@ NAMES = {
     "sft": "after SFT",
     "rl": "after RL",
     "random": "random",
-    "constant": "constant answer",
+    "constant": "constant",
 }
 """What players are called, in the order of the rows."""
 NONE = "–"

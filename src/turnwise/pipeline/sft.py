@@ -13,8 +13,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from turnwise.config import SftConfig
 from turnwise.errors import RecipeError
 from turnwise.learn.learner import Learner
@@ -26,6 +24,7 @@ from turnwise.pipeline.collect import kept
 from turnwise.pipeline.context import Run
 from turnwise.pipeline.evaluate import evaluation_stage
 from turnwise.pipeline.learning import load_latest, open_learner, save_model, save_state
+from turnwise.pipeline.shuffle import EndlessShuffle
 from turnwise.store import RunDir, read_trajectories
 from turnwise.types import Sample, Trajectory
 from turnwise.view.events import Progress, StepLine
@@ -70,24 +69,19 @@ class LessonOrder:
     """
 
     def __init__(self, available: dict[str, int], batch: dict[str, int], seed: int) -> None:
-        self.available, self.batch, self.seed = available, batch, seed
-        self._passes: dict[tuple[str, int], np.ndarray] = {}
+        self.batch = batch
+        self._orders = {
+            env: EndlessShuffle(available[env], [seed, *f"sft/{env}".encode()])
+            for env, count in batch.items()
+            if count
+        }
 
     def update(self, number: int) -> Iterator[tuple[str, int]]:
         """(environment, index) of update ``number``, counted from 0."""
-        for env, count in self.batch.items():
+        for env, order in self._orders.items():
+            count = self.batch[env]
             for place in range(number * count, (number + 1) * count):
-                epoch, offset = divmod(place, self.available[env])
-                yield env, int(self._order(env, epoch)[offset])
-
-    def _order(self, env: str, epoch: int) -> np.ndarray:
-        key = env, epoch
-        if key not in self._passes:
-            # An update may end one pass and begin the next: two are kept.
-            self._passes = {known: order for known, order in self._passes.items() if known[1] >= epoch - 1}
-            rng = np.random.default_rng([self.seed, *f"sft/{env}".encode(), epoch])
-            self._passes[key] = rng.permutation(self.available[env])
-        return self._passes[key]
+                yield env, order[place]
 
 
 def _update(learner: Learner, samples: list[Sample], config: SftConfig) -> dict[str, float]:

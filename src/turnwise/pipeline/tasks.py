@@ -16,6 +16,7 @@ import orjson
 
 from turnwise.envs.session import EnvSpec
 from turnwise.errors import TaskError
+from turnwise.pipeline.shuffle import EndlessShuffle
 from turnwise.rollout.arena import route
 from turnwise.types import Task
 
@@ -115,7 +116,7 @@ class TaskStream:
             )
         self.tasks = tasks
         self._entropy = [seed, *f"{env}/{split}/{salt}".encode()]
-        self._order: dict[int, np.ndarray] = {}
+        self._order = EndlessShuffle(len(tasks), self._entropy)
 
     def __len__(self) -> int:
         """Distinct tasks."""
@@ -123,10 +124,7 @@ class TaskStream:
 
     def __getitem__(self, index: int) -> Task:
         """The task at ``index`` of the endless order."""
-        epoch, place = divmod(index, len(self.tasks))
-        if epoch not in self._order:
-            self._order = {epoch: np.random.default_rng([*self._entropy, epoch]).permutation(len(self.tasks))}
-        return self.tasks[int(self._order[epoch][place])]
+        return self.tasks[self._order[index]]
 
     def seed(self, index: int) -> int:
         """The seed of the episodes of the task at ``index``: siblings share it."""

@@ -48,6 +48,7 @@ class Run:
     def __init__(self, recipe: Recipe, directory: RunDir, emit: Callable[[Event], None]) -> None:
         self.recipe, self.directory, self.emit = recipe, directory, emit
         self._rows: dict[str, dict[str, list[Task]]] = {}
+        self._renderers: dict[ModelSource, TemplateRenderer] = {}
         self._noted: set[str] = set()
 
     def check(self) -> None:
@@ -159,11 +160,16 @@ class Run:
         }[stage]
 
     def renderer(self, model: ModelSource) -> TemplateRenderer:
-        """The one renderer of the run, on this model's tokenizer.
+        """The one renderer of the run, on this model's tokenizer; loaded and checked once for each model.
 
         Raises:
             TemplateError: The chat template cannot do what the run asks of it.
         """
+        if model not in self._renderers:
+            self._renderers[model] = self._load_renderer(model)
+        return self._renderers[model]
+
+    def _load_renderer(self, model: ModelSource) -> TemplateRenderer:
         from turnwise.chat.renderer import load_renderer
 
         config = self.recipe.model

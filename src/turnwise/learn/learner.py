@@ -1,8 +1,9 @@
 """`Learner`: forward and backward, updates, checkpoints, and weights for engines.
 
     learner = Learner(load_model(config.model), tokenizer, optimizer=…, rows=…, total_steps=100)
-    metrics = learner.forward_backward(samples, make_loss(config.rl))      # as often as fits: gradients add
-    up metrics |= learner.optim_step() await engine.load_weights(learner.publish(), learner.version)
+    metrics = learner.forward_backward(samples, make_loss(config.rl))      # gradients add up over calls
+    metrics |= learner.optim_step()
+    await engine.load_weights(learner.publish(), learner.version)
 
 All methods are synchronous and belong to one thread at a time.
 """
@@ -80,8 +81,7 @@ class Learner:
 
         Args:
             samples: Weighed over the whole update (`turnwise.learn.normalise.weigh`). Those whose advantage
-            is 0
-                may be left out where the loss has no KL term.
+                is 0 may be left out where the loss has no KL term.
             loss: From `turnwise.learn.losses`.
 
         Returns:

@@ -109,12 +109,12 @@ def test_overlapping_calls_of_a_session_are_refused() -> None:
 
 def test_release_during_a_turn_frees_the_slot_when_it_ends() -> None:
     async def scenario(engine: TransformersEngine) -> None:
-        task = asyncio.create_task(engine.generate(prompt(10, 1), greedy(30), session="s"))
-        while engine.stats.running == 0:
+        task = asyncio.create_task(engine.generate(prompt(10, 1), greedy(200), session="s"))
+        while engine.stats.running == 0 and not task.done():
             await asyncio.sleep(0)
         await engine.release("s")
         await engine.release("never seen")
-        assert_reply(MODEL, prompt(10, 1), await task, tokens=30)
+        assert_reply(MODEL, prompt(10, 1), await task, tokens=200)
         assert engine.stats.occupied_slots == 0
 
     run_with(MODEL, scenario)

@@ -95,7 +95,7 @@ def test_a_demonstration_is_prompt_replies_and_bridges(renderer: TemplateRendere
 def test_equal_replies_are_rendered_once(renderer: TemplateRenderer, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Message] = []
     original = renderer.reply
-    monkeypatch.setattr(renderer, "reply", lambda message: calls.append(message) or original(message))
+    monkeypatch.setattr(renderer, "reply", lambda *said: calls.append(said[0]) or original(*said))
     demonstrations = Demonstrations(renderer, cached_replies=2)
     shown = trajectory(policy="teacher", moves=("left", "left", "left"))
     same = demonstrations.samples(shown)

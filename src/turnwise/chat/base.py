@@ -31,16 +31,20 @@ class Renderer(Protocol):
         """
         ...
 
-    def reply(self, message: Message) -> list[int]:
+    def reply(self, message: Message, tools: Sequence[ToolSchema] = ()) -> list[int]:
         """The ids that the policy would have sampled to say ``message``, stop id included (for
         demonstrations).
 
-        ``parse(reply(message))`` equals ``message`` up to call ids.
+        ``parse(reply(message, tools), tools)`` equals ``message`` up to call ids.
         """
         ...
 
-    def parse(self, ids: Sequence[int]) -> Message:
-        """What the sampled ids say. Never raises: a malformed call is a `ToolCall` with ``error`` set."""
+    def parse(self, ids: Sequence[int], tools: Sequence[ToolSchema] = ()) -> Message:
+        """What the sampled ids say. Never raises: a malformed call is a `ToolCall` with ``error`` set.
+
+        ``tools`` are what the policy was told of: some families write arguments as bare text, and only a
+        tool's schema says whether ``7`` is a number.
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -78,7 +78,7 @@ def check_template(renderer: TemplateRenderer, tools: Sequence[ToolSchema] = ())
         new = script[position + 1 : following]
         where = f"message {position + 1} of {len(script)} ({_kind(reply)}, then {', '.join(map(_kind, new))})"
         try:
-            ids += renderer.reply(reply)
+            ids += renderer.reply(reply, tools)
             ids += renderer.extend(ids, new, tools).ids
             whole = renderer.prompt(script[:following], tools).ids
         except TemplateError as cause:

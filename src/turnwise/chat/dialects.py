@@ -8,13 +8,13 @@ is one small class with `Dialect`'s methods, added to `DIALECTS`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from turnwise.chat.hermes import HermesDialect
 from turnwise.chat.thinking import split_thinking
 from turnwise.errors import TemplateError, boundary
-from turnwise.types import Message, ToolCall
+from turnwise.types import Message, ToolCall, ToolSchema
 
 
 class Dialect(Protocol):
@@ -24,7 +24,7 @@ class Dialect(Protocol):
     tags: frozenset[str]
     """Tokens that a call is written with: they stay tokens where a malformed call is shown again."""
 
-    def parse(self, text: str, *, thinking: bool = False) -> Message:
+    def parse(self, text: str, *, thinking: bool = False, tools: Sequence[ToolSchema] = ()) -> Message:
         """The message that a reply's text says, its end-of-turn token left out. Never raises.
 
         Calls get the ids ``call_0``, ``call_1`` … in order; what is no usable call has ``error`` and ``raw``
@@ -33,6 +33,7 @@ class Dialect(Protocol):
         Args:
             text: All that was sampled.
             thinking: The generation prompt had opened the thinking already.
+            tools: What the policy was told of: the types of arguments that are written as bare text.
         """
         ...
 
@@ -47,7 +48,7 @@ class PlainDialect:
     name = "plain"
     tags: frozenset[str] = frozenset()
 
-    def parse(self, text: str, *, thinking: bool = False) -> Message:
+    def parse(self, text: str, *, thinking: bool = False, tools: Sequence[ToolSchema] = ()) -> Message:
         """See `Dialect.parse`."""
         reasoning, content = split_thinking(text, opened=thinking)
         return Message.assistant(content, reasoning=reasoning)
@@ -71,7 +72,7 @@ class ResponseTemplateDialect:
     def __init__(self, tokenizer: Any, prefix: str) -> None:
         self._tokenizer, self._prefix = tokenizer, prefix
 
-    def parse(self, text: str, *, thinking: bool = False) -> Message:
+    def parse(self, text: str, *, thinking: bool = False, tools: Sequence[ToolSchema] = ()) -> Message:
         """See `Dialect.parse`. A reply that cannot be read is one malformed call."""
         try:
             with boundary(TemplateError, "the tokenizer's response_template"):
@@ -112,12 +113,17 @@ DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (HermesDial
 
 
 def find_dialect(
-    written: str, calls: tuple[ToolCall, ...], *, thinking: bool, more: tuple[Dialect, ...] = ()
+    written: str,
+    calls: tuple[ToolCall, ...],
+    *,
+    thinking: bool,
+    tools: Sequence[ToolSchema] = (),
+    more: tuple[Dialect, ...] = (),
 ) -> Dialect | None:
     """The first dialect that reads ``calls`` back from what the template wrote; None where none does."""
     wanted = [(call.name, dict(call.arguments)) for call in calls]
     for dialect in (*DIALECTS.values(), *more):
-        read = dialect.parse(written, thinking=thinking).tool_calls
+        read = dialect.parse(written, thinking=thinking, tools=tools).tool_calls
         if [(call.name, dict(call.arguments)) for call in read if call.error is None] == wanted:
             return dialect
     return None

@@ -15,10 +15,11 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from turnwise.chat.thinking import split_thinking
-from turnwise.types import Message, ToolCall
+from turnwise.types import Message, ToolCall, ToolSchema
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 DEEPEST = 64
@@ -49,7 +50,7 @@ class HermesDialect:
     name = "hermes"
     tags = frozenset({OPEN, CLOSE})
 
-    def parse(self, text: str, *, thinking: bool = False) -> Message:
+    def parse(self, text: str, *, thinking: bool = False, tools: Sequence[ToolSchema] = ()) -> Message:
         """A reply's message. Text beside the calls is the content; see `Dialect.parse`."""
         reasoning, text = split_thinking(text, opened=thinking)
         before, found, rest = text.partition(OPEN)

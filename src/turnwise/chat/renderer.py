@@ -3,7 +3,7 @@
     renderer = load_renderer("Qwen/Qwen3-1.7B", chat_template_kwargs={"enable_thinking": False})
     context = renderer.prompt(messages, tools).ids
     sampled = ...                                        # ids, by an engine
-    reply = renderer.parse(sampled)
+    reply = renderer.parse(sampled, tools)
     result = Message.tool("4", call=reply.tool_calls[0])
     context += sampled + renderer.bridge(context + sampled, [result], tools).ids
 
@@ -162,7 +162,7 @@ class TemplateRenderer:
         closed = bool(context_ids) and context_ids[-1] in self._turn_end_ids
         return Rendered(ids=ids[1:] if closed else ids)
 
-    def reply(self, message: Message) -> list[int]:
+    def reply(self, message: Message, tools: Sequence[ToolSchema] = ()) -> list[int]:
         """See `Renderer.reply`.
 
         Raises:
@@ -170,7 +170,7 @@ class TemplateRenderer:
                 back as something else (a content that holds ``<tool_call>``).
         """
         ids = self._reply(message)
-        said = self.parse(ids)
+        said = self.parse(ids, tools)
         if _meaning(said) != _meaning(message):
             raise TemplateError(
                 f"this reply cannot be demonstrated: it would be read back differently. Given {message!r}; "
@@ -178,11 +178,11 @@ class TemplateRenderer:
             )
         return ids
 
-    def parse(self, ids: Sequence[int]) -> Message:
+    def parse(self, ids: Sequence[int], tools: Sequence[ToolSchema] = ()) -> Message:
         """See `Renderer.parse`."""
         if ids and ids[-1] in self.stop_ids:
             ids = ids[:-1]
-        return self.dialect.parse(self._decode(ids), thinking=self.template.opens_thinking)
+        return self.dialect.parse(self._decode(ids), thinking=self.template.opens_thinking, tools=tools)
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Renderer.decode`."""
@@ -260,7 +260,9 @@ class TemplateRenderer:
         more: tuple[Dialect, ...] = ()
         if getattr(self.tokenizer, "response_template", None) is not None:
             more = (ResponseTemplateDialect(self.tokenizer, asked),)
-        found = find_dialect(written, (call,), thinking=self.template.opens_thinking, more=more)
+        found = find_dialect(
+            written, (call,), thinking=self.template.opens_thinking, tools=(PROBE_TOOL,), more=more
+        )
         if found is not None:
             return found, None
         return PlainDialect(), (

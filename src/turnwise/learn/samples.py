@@ -121,10 +121,10 @@ class Demonstrations:
         return [row.sample(trajectory, used, 1.0, 0.0) for row, used in zip(rows, images, strict=True)]
 
     def _reply(self, turn: Turn, tools: Sequence[ToolSchema]) -> list[int]:
-        key = _reply_key(turn.message)
+        key = _reply_key(turn.message, tools)
         ids = self._replies.get(key)
         if ids is None:
-            ids = self._renderer.reply(turn.message)
+            ids = self._renderer.reply(turn.message, tools)
             self._replies[key] = ids
             if len(self._replies) > self._cached_replies:
                 self._replies.popitem(last=False)
@@ -133,10 +133,11 @@ class Demonstrations:
         return ids
 
 
-def _reply_key(message: Message) -> str:
+def _reply_key(message: Message, tools: Sequence[ToolSchema]) -> str:
     """Equal for messages that render alike. Call ids count: some templates write them."""
     calls = [(call.name, dict(call.arguments), call.id, call.error, call.raw) for call in message.tool_calls]
-    return json.dumps([message.text, message.reasoning, calls], default=str)
+    named = [tool.name for tool in tools] if calls else []
+    return json.dumps([message.text, message.reasoning, calls, named], default=str)
 
 
 @dataclass(slots=True)

@@ -59,7 +59,7 @@ class ModelPolicy:
             session=context.session,
             images=images,
         )
-        message = self.renderer.parse(completion.ids)
+        message = self.renderer.parse(completion.ids, context.tools)
         # A parser numbers the calls of its one reply; these names are unique in the episode.
         calls = [replace(call, id=f"t{context.turn}c{i}") for i, call in enumerate(message.tool_calls)]
         return Reply(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turnwise.chat.hermes import HermesDialect
+from turnwise.chat.dialects.hermes import HermesDialect
 from turnwise.chat.thinking import split_thinking, without_thinking
 from turnwise.types import Message, ToolCall
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from turnwise.chat.hermes import DEEPEST, too_deep
+from turnwise.chat.dialects.json_text import DEEPEST, too_deep
 from turnwise.errors import ContextOverflowError, PolicyError, RecipeError, boundary
 from turnwise.rollout.policy import Context
 from turnwise.types import Finish, ImageBlock, Message, Reply, Sampling, ToolCall

@@ -13,35 +13,15 @@ tag: an argument that holds ``</tool_call>`` does not end its call.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
+from turnwise.chat.dialects.json_text import call_fault, read_value, reason, skip_space
 from turnwise.chat.thinking import split_thinking
 from turnwise.types import Message, ToolCall, ToolSchema
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-DEEPEST = 64
-"""Levels of a call's JSON. A policy can write a thousand brackets, and who stores the call recurses."""
-
 _NAME = re.compile(r'"name"\s*:\s*"([^"\\]*)"')
-_SPACE = re.compile(r"\s*")
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a JSON value")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is out of range")
-    return value
-
-
-# Not strict: a raw line break inside a string cannot be misread, and models write it.
-_DECODER = json.JSONDecoder(strict=False, parse_constant=_no_constant, parse_float=_finite)
 
 
 class HermesDialect:
@@ -75,13 +55,13 @@ class HermesDialect:
 
     def _call(self, text: str, index: int) -> tuple[ToolCall, str]:
         """The call whose opening tag stands before ``text``, and what follows it."""
-        start = _skip_space(text, 0)
+        start = skip_space(text, 0)
         try:
-            body, end = _DECODER.raw_decode(text, start)
-            error = _fault(body)
+            body, end = read_value(text, start)
+            error = call_fault(body)
         except (ValueError, RecursionError) as cause:
-            body, end, error = None, start, f"the call is not valid JSON: {_reason(cause)}"
-        closing = _skip_space(text, end)
+            body, end, error = None, start, f"the call is not valid JSON: {reason(cause)}"
+        closing = skip_space(text, end)
         if error is None and text.startswith(CLOSE, closing):
             call = ToolCall(name=body["name"], arguments=body.get("arguments", {}), id=f"call_{index}")
             return call, text[closing + len(CLOSE) :]
@@ -104,54 +84,3 @@ class HermesDialect:
             raw=OPEN + said,
         )
         return call, text[stop:]
-
-
-def _skip_space(text: str, start: int) -> int:
-    match = _SPACE.match(text, start)
-    assert match is not None
-    return match.end()
-
-
-def _fault(body: Any) -> str | None:
-    """What makes a JSON value unusable as a call; None for a good one."""
-    if not isinstance(body, dict):
-        return f'the call must be an object {{"name": …, "arguments": {{…}}}}, not {_kind(body)}'
-    name, arguments = body.get("name"), body.get("arguments", {})
-    if not isinstance(name, str) or not name:
-        return 'the call has no "name"'
-    if not isinstance(arguments, dict):
-        return f'"arguments" must be an object, not {_kind(arguments)}'
-    if too_deep(arguments):
-        return f"it is nested too deeply: {DEEPEST} levels are allowed"
-    # An escape such as \\ud800 decodes to half a character, which no file and no tokenizer can hold.
-    json.dumps(body, ensure_ascii=False).encode()
-    return None
-
-
-def too_deep(value: Any) -> bool:
-    """Whether a JSON value has more than `DEEPEST` levels."""
-    level = [value]
-    for _ in range(DEEPEST):
-        inner = [part for part in level if isinstance(part, (list, dict))]
-        level = [item for part in inner for item in (part.values() if isinstance(part, dict) else part)]
-        if not level:
-            return False
-    return any(isinstance(part, (list, dict)) for part in level)
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    return {bool: "a boolean", str: "a string", list: "a list", dict: "an object"}.get(
-        type(value), "a number"
-    )
-
-
-def _reason(cause: Exception) -> str:
-    if isinstance(cause, json.JSONDecodeError):
-        return f"{cause.msg} at character {cause.pos}"
-    if isinstance(cause, RecursionError):
-        return "it is nested too deeply"
-    if isinstance(cause, UnicodeEncodeError):
-        return "it holds an unpaired surrogate"
-    return str(cause)

@@ -8,15 +8,30 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from turnwise.config.parts import BatchConfig, OptimizerConfig, SamplingConfig
+from turnwise.config.rl import RlConfig
+from turnwise.config.section import Section
 
-class Section(BaseModel):
-    """A part of a recipe: frozen, and closed to keys that it does not know."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True
-    )
+__all__ = [
+    "BatchConfig",
+    "CollectConfig",
+    "EngineConfig",
+    "EnvConfig",
+    "EvaluateConfig",
+    "HubConfig",
+    "LimitsConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Recipe",
+    "RlConfig",
+    "SamplingConfig",
+    "ScratchConfig",
+    "Section",
+    "SftConfig",
+]
 
 
 class LoraConfig(Section):
@@ -99,16 +114,6 @@ class EnvConfig(Section):
     """Stop the run when a larger share of this environment's episodes fails."""
 
 
-class SamplingConfig(Section):
-    """How the policy's tokens are drawn."""
-
-    max_tokens: int = Field(512, ge=1)
-    temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
-    min_p: float = Field(0.0, ge=0, le=1)
-
-
 class EngineConfig(Section):
     """The embedded engine."""
 
@@ -122,33 +127,6 @@ class EngineConfig(Section):
     """Prompt tokens per step, so that a long prompt does not hold up everyone's next token."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     device: str | None = None
-
-
-class OptimizerConfig(Section):
-    """How gradients move weights."""
-
-    kind: Literal["adamw", "muon"] = "adamw"
-    """``muon`` applies to matrices; embeddings, norms and the head stay with AdamW."""
-    lr: float = Field(1e-6, gt=0)
-    muon_lr: float = Field(0.02, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float | None = Field(1.0, gt=0)
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up; linear and cosine go down to zero at the stage's last update."""
-    warmup_steps: int = Field(0, ge=0)
-
-
-class BatchConfig(Section):
-    """How samples become micro-batches; changes speed and memory, never the update."""
-
-    row_tokens: int | None = Field(None, ge=8)
-    """Length of packed rows (a longer sample gets its own); if not set, that of a micro-batch's longest."""
-    micro_tokens: int = Field(8192, ge=8)
-    """Tokens per forward and backward."""
-    logprob_chunk: int = Field(2048, ge=1)
-    """Tokens whose logits exist at one time."""
-    gradient_checkpointing: bool = False
 
 
 class CollectConfig(Section):
@@ -178,41 +156,6 @@ class SftConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, schedule="linear")
     rows: BatchConfig = BatchConfig()
     checkpoint_every: int = Field(100, ge=1)
-
-
-class RlConfig(Section):
-    """Online reinforcement learning."""
-
-    steps: int = Field(ge=1)
-    groups: dict[str, int]
-    """Groups of each environment per step."""
-    group_size: int = Field(8, ge=2)
-    advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
-    loss: Literal["ppo", "dapo", "reinforce"] = "ppo"
-    clip_low: float = Field(0.2, gt=0)
-    clip_high: float = Field(0.2, gt=0)
-    kl: float = Field(0.0, ge=0)
-    """Weight of the KL divergence to the model that RL started from."""
-    normalise: Literal["token", "sequence", "constant"] = "token"
-    """token: the step's mean; sequence: mean of trajectories' means; constant: sum over ``max_tokens``."""
-    normalise_by_env: bool = False
-    """Do so for each environment apart and give each the same weight."""
-    minibatches: int = Field(1, ge=1)
-    """Updates per step, each on its share of the step's groups."""
-    epochs: int = Field(1, ge=1)
-    """Passes over the step's samples."""
-    staleness: int = Field(0, ge=0)
-    """How many versions old a sample may be when it is learned from; 0 is synchronous."""
-    concurrency: int = Field(256, ge=1)
-    """Episodes in flight."""
-    sampling: SamplingConfig = SamplingConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    rows: BatchConfig = BatchConfig()
-    max_failures: int = Field(64, ge=1)
-    """Episodes in a row that may fail, with none succeeding, before the run stops."""
-    checkpoint_every: int = Field(10, ge=1)
-    control: Literal["shuffled_rewards"] | None = None
-    """A control run: rewards are shuffled over the step's trajectories, so there is nothing to learn."""
 
 
 class EvaluateConfig(Section):

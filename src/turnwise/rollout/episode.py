@@ -37,16 +37,13 @@ from turnwise.errors import (
 from turnwise.rollout.arena import Arena
 from turnwise.rollout.policy import Context, Policy
 from turnwise.rollout.record import EpisodeOrder, OpenTurn, Record, failure_of
-from turnwise.types import Finish, Message, Reward, Sampling, Step, StopReason, Trajectory
+from turnwise.types import STEPS, Finish, Message, Reward, Sampling, Step, StopReason, Trajectory
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Sink = Callable[[Trajectory], None]
 """Takes every dispatched episode exactly once, failed ones included; what it raises stops the run."""
-
-STEPS = "steps"
-"""Name of the reward that sums up what the steps paid."""
 
 POLICY_CAUSED = ("tool", "step")
 """Calls into the environment that a policy can make hang."""

@@ -11,9 +11,19 @@ from turnwise.types.chat import Content, ImageBlock, Message, Role, TextBlock, T
 from turnwise.types.environment import Step, Task, ToolResult
 from turnwise.types.learning import Batch, BoolArray, FloatArray, IntArray, Sample, WeightSource
 from turnwise.types.tokens import Completion, Finish, Rendered, Reply, Sampling
-from turnwise.types.trajectory import Failure, Reward, Segment, StopReason, Trajectory, TrajectoryGroup, Turn
+from turnwise.types.trajectory import (
+    STEPS,
+    Failure,
+    Reward,
+    Segment,
+    StopReason,
+    Trajectory,
+    TrajectoryGroup,
+    Turn,
+)
 
 __all__ = [
+    "STEPS",
     "Batch",
     "BoolArray",
     "Completion",

@@ -10,6 +10,9 @@ from turnwise.types.chat import Message, ToolSchema
 from turnwise.types.environment import Task, ToolResult
 from turnwise.types.tokens import Finish, Sampling
 
+STEPS = "steps"
+"""Name of the reward that sums up what an episode's steps paid, which its turns have one by one."""
+
 
 class StopReason(StrEnum):
     """Why an episode ended. Exactly one of `terminated`, `truncated`, `failed` holds for each."""

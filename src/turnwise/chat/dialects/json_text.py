@@ -48,18 +48,19 @@ def skip_space(text: str, start: int) -> int:
     return match.end()
 
 
-def call_fault(body: Any, key: str = "arguments") -> str | None:
+def call_fault(body: Any, key: str = "arguments", *, name: str = "name") -> str | None:
     """What makes a JSON value unusable as a call; None for a good one.
 
     Args:
         body: What was read.
         key: Under which the family writes the arguments.
+        name: Under which it writes the tool's name.
     """
     if not isinstance(body, dict):
-        return f'the call must be an object {{"name": …, "{key}": {{…}}}}, not {kind(body)}'
-    name, arguments = body.get("name"), body.get(key, {})
-    if not isinstance(name, str) or not name:
-        return 'the call has no "name"'
+        return f'the call must be an object {{"{name}": …, "{key}": {{…}}}}, not {kind(body)}'
+    tool, arguments = body.get(name), body.get(key, {})
+    if not isinstance(tool, str) or not tool:
+        return f'the call has no "{name}"'
     if not isinstance(arguments, dict):
         return f'"{key}" must be an object, not {kind(arguments)}'
     return value_fault(body)

@@ -2,7 +2,7 @@
 
     async with Scheduler(arenas=arenas, policy=policy, …) as scheduler:
         for step in range(steps):
-            groups = await scheduler.next_step()         # the exact number of each environment
+            groups = await scheduler.next_step()         # the exact number of useful ones of each environment
             …                                            # one update
             scheduler.advance(version)                   # its weights are published
 
@@ -10,6 +10,10 @@ At dispatch the rule is soft: of each environment at most (updates + 1 + stalene
 step may have been dispatched. At consumption it is hard: a group with a token older than
 ``version - staleness`` is dropped, and its quota goes back, so that another takes its place. Staleness 0 is
 synchronous training, by the same code.
+
+A group that is not ``useful`` gives its quota back too, while the step's refills last: the step plays on
+until it is full. After that such a group takes a place itself, so that a step ends whatever is played. At
+staleness 0 a step's groups follow from what they are worth alone, not from the order in which they end.
 """
 
 from __future__ import annotations
@@ -32,9 +36,14 @@ from turnwise.types import Sampling, StopReason, Trajectory, TrajectoryGroup
 log = logging.getLogger(__name__)
 
 Source = Callable[[str, int], GroupOrder | None]
-"""The n-th group of an environment, n = 0, 1, 2, …; None skips one that was learned from already."""
+"""The n-th group of an environment, n = 0, 1, 2, …; None skips one that a step has used already."""
 Finished = Callable[[str], tuple[Trajectory, ...]]
 """The siblings of a group that are on disk, by the group's id."""
+Useful = Callable[[TrajectoryGroup], bool]
+"""Whether an update can learn anything from a group."""
+
+MOST_SKIPPED = 1_000_000
+"""Groups in a row that a source may skip; one that skips more has none left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,7 @@ class _Ready:
     index: int
     oldest: int
     group: TrajectoryGroup
+    useful: bool
 
 
 class Scheduler:
@@ -55,12 +65,14 @@ class Scheduler:
         policy: Who answers.
         sampling: How.
         source: What to play.
-        groups_per_step: How many groups of each environment make one step.
+        groups_per_step: How many useful groups of each environment make one step.
         sink: Takes every episode once, in the order they end.
         staleness: How many versions old a consumed token may be.
         concurrency: Episodes in flight.
         version: The weights that are current now.
         finished: Siblings that an earlier run has played: they are taken as they are.
+        useful: Which groups fill a step; all of them if None.
+        refill_limit: A step plays at most so many times its groups; 1 fills it with whatever comes.
         retries: How often a group is played again whose siblings all failed, before another takes its place.
             Each attempt has ids of its own: ``{id}~1/s0``.
         max_failures: Episodes in a row that may fail with none succeeding.
@@ -79,6 +91,8 @@ class Scheduler:
         groups_per_step: Mapping[str, int],
         sink: Sink,
         finished: Finished | None = None,
+        useful: Useful | None = None,
+        refill_limit: int = 1,
         staleness: int = 0,
         concurrency: int = 256,
         version: int = 0,
@@ -96,8 +110,11 @@ class Scheduler:
             max_excluded={name: arena.max_excluded for name, arena in arenas.items()},
         )
         self.counts: dict[str, int] = defaultdict(int)
-        """``stale_groups``, ``retried_groups``, ``replaced_groups``, ``start_differs``, so far."""
-        self._sink, self._finished = sink, finished
+        """So far: ``stale_groups``, ``refilled_groups``, ``retried_groups``, ``replaced_groups``,
+        ``start_differs``."""
+        self._sink, self._finished, self._useful = sink, finished, useful
+        self._refills = {env: (refill_limit - 1) * count for env, count in self.groups_per_step.items()}
+        """Groups that are not useful and give their quota back, at most, in each step."""
         self._slots = asyncio.Semaphore(concurrency)
         self._updates = 0
         self._next = dict.fromkeys(self.groups_per_step, 0)
@@ -118,12 +135,15 @@ class Scheduler:
         await self.aclose()
 
     async def next_step(self) -> list[TrajectoryGroup]:
-        """The groups of the next update, in the order of their environments and indices.
+        """What the next step uses up, in the order of environments and indices.
 
-        At staleness 0 the next step can only be had after `advance`.
+        Of each environment these are as many useful groups as were asked for, or fewer where the step's
+        refills did not suffice, and all that were found not to be useful since the last step. At staleness 0
+        the next step can only be had after `advance`.
 
         Raises:
             TooManyFailuresError: The error budget is used up.
+            TaskError: The source has no more groups.
             Exception: What the sink or the source raised, or a defect in playing.
         """
         assert not self._closed, "the scheduler is closed"
@@ -132,7 +152,7 @@ class Scheduler:
             self._sweep()
             self._dispatch()
             self._check()
-            if all(len(self._ready[env]) >= count for env, count in self.groups_per_step.items()):
+            if all(self._places(env) >= count for env, count in self.groups_per_step.items()):
                 return self._take()
             assert self._tasks, "nothing is in flight and nothing may be dispatched: advance() comes first"
             self._changed.clear()
@@ -185,12 +205,16 @@ class Scheduler:
                 started = True
 
     def _next_order(self, env: str) -> tuple[int, GroupOrder]:
-        while True:
-            index = self._next[env]
-            self._next[env] += 1
+        first = self._next[env]
+        for index in range(first, first + MOST_SKIPPED):
             order = self.source(env, index)
             if order is not None:
+                self._next[env] = index + 1
                 return index, order
+        raise TaskError(
+            f"the source has no group of '{env}' from {first} to {first + MOST_SKIPPED - 1}; it must go on "
+            "without end: begin the tasks anew where they are through"
+        )
 
     async def _play(self, index: int, order: GroupOrder) -> None:
         """Play a group until it is of use, within bounds; where it never is, its quota goes back."""
@@ -211,7 +235,7 @@ class Scheduler:
             )
             reasons = {one.stop_reason for one in group.trajectories}
             if not all(reason.failed for reason in reasons):
-                self._ready[order.env].append(_Ready(index, oldest_version(group), group))
+                self._arrive(index, group)
                 return
             if reasons == {StopReason.PROMPT_TOO_LONG}:
                 break  # It will not get shorter.
@@ -220,6 +244,14 @@ class Scheduler:
         log.warning("group %s: all siblings failed; another group takes its place", first)
         self.counts["replaced_groups"] += 1
         self._spent[order.env] -= 1
+
+    def _arrive(self, index: int, group: TrajectoryGroup) -> None:
+        """A group is played; one that is not useful gives its quota back while the step's refills last."""
+        useful = self._useful is None or self._useful(group)
+        if not useful and self._useless(group.env) < self._refills[group.env]:
+            self._spent[group.env] -= 1
+            self.counts["refilled_groups"] += 1
+        self._ready[group.env].append(_Ready(index, oldest_version(group), group, useful))
 
     def _deliver(self, trajectory: Trajectory) -> None:
         self._sink(trajectory)
@@ -242,10 +274,10 @@ class Scheduler:
         self.budget.check()
 
     def _sweep(self) -> None:
-        """Drop what is too old to learn from."""
+        """Drop what is too old to learn from; what teaches nothing was dropped when it came."""
         oldest = self.version - self.staleness
         for env, ready in self._ready.items():
-            fresh = [one for one in ready if one.oldest >= oldest]
+            fresh = [one for one in ready if one.oldest >= oldest or not one.useful]
             dropped = len(ready) - len(fresh)
             if dropped:
                 log.info("dropped %d groups of '%s': older than version %d", dropped, env, oldest)
@@ -253,12 +285,25 @@ class Scheduler:
                 self._spent[env] -= dropped
                 self._ready[env] = fresh
 
+    def _useless(self, env: str) -> int:
+        """Groups since the last step that are not useful."""
+        return sum(not one.useful for one in self._ready[env])
+
+    def _places(self, env: str) -> int:
+        """How many places of the next step can be filled: by useful groups, or by others past the refills."""
+        useless = self._useless(env)
+        return len(self._ready[env]) - useless + max(0, useless - self._refills[env])
+
     def _take(self) -> list[TrajectoryGroup]:
         taken: list[TrajectoryGroup] = []
         for env, count in self.groups_per_step.items():
             ready = sorted(self._ready[env], key=lambda one: one.index)
-            taken += [one.group for one in ready[:count]]
-            self._ready[env] = ready[count:]
+            last = [one.index for one in ready if one.useful][:count]
+            later = [one for one in ready if one.useful][count:]
+            taken += [one.group for one in ready if not one.useful or one.index in last]
+            # A step uses its own quota, no more: playing ahead, more places may have been filled by now.
+            self._spent[env] -= self._places(env) - len(later) - count
+            self._ready[env] = later
         return taken
 
 

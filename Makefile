@@ -1,5 +1,6 @@
 # make demo   trains a tiny agent on this machine and opens nothing: read runs/quickstart/report.html
 # make test   everything, the learning and the kill tests included
+# make sabotage   breaks a copy of the code in one line at a time: each must make a named test fail
 # make lint   formatting, lint rules, strict types
 #
 # Each sets up .venv by itself. Another torch: make TORCH=torch==2.14.0 …   Another Python: make PYTHON=python3.12 …
@@ -15,7 +16,7 @@ READY := .venv/.ready-$(EXTRAS)
 FIND_LINKS := $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
 TORCH_BACKEND := $(if $(FIND_LINKS),,--torch-backend auto)
 
-.PHONY: all demo demo-ci test test-fast lint format clean
+.PHONY: all demo demo-ci test test-fast sabotage lint format clean
 all: .venv
 
 .venv: $(READY)
@@ -41,6 +42,9 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m 'not slow' -n auto
+
+sabotage: $(READY)
+	$(BIN)/python -m tests.sabotage.run --jobs 2
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -105,7 +105,7 @@ def test_bad_overrides(write, override: str, problem: str) -> None:
         ("  steps: 5", "  steps: true", "line 12: rl.steps: must be an integer; found true"),
         ("  steps: 5", "  steps: 0", "line 12: rl.steps: must be greater than or equal to 1; found 0"),
         ("  steps: 5\n", "", "rl.steps: is required"),
-        ("  steps: 5", "  steps: 5\n  loss: pop", "rl.loss: must be 'ppo', 'dapo' or 'reinforce'; found pop"),
+        ("  steps: 5", "  steps: 5\n  loss: pop", "rl.loss: must be 'ppo', 'dapo', 'dr_grpo', "),
         (
             "  steps: 5",
             "  steps: 5\n  lr: 1.0",
@@ -216,11 +216,27 @@ def test_no_file(tmp_path: Path) -> None:
         (["rl.minibatches=7"], "rl.minibatches: 7 need as many groups a step, and rl.groups has 6"),
         (
             ["rl.loss=dapo", "rl.clip_high=0.28", "rl.normalise=constant"],
-            "rl.normalise: rl.loss=dapo is normalised",
+            "rl.normalise: rl.loss=dapo is ppo normalised by token, found constant",
         ),
         (
-            ["rl.loss=dapo"],
+            ["rl.loss=dapo", "rl.clip_high=0.2"],
             "rl.clip_high: rl.loss=dapo clips higher above than below, found 0.2 with rl.clip_low=0.2",
+        ),
+        (["rl.loss=luspo"], "rl.normalise: rl.loss=luspo is gspo normalised by sum, found token; set it"),
+        (["rl.loss=dr_grpo"], "rl.normalise: rl.loss=dr_grpo is ppo normalised by constant, found token"),
+        (["rl.loss=cispo", "rl.clip_low=0.1"], "rl.clip_low: does nothing with rl.loss=cispo; remove it"),
+        (["rl.sapo={tau_positive: 2.0}"], "rl.sapo.tau_positive: does nothing with rl.loss=ppo; remove it"),
+        (["rl.loss=sapo", "rl.clip_high=0.3"], "rl.clip_high: does nothing with rl.loss=sapo"),
+        (["rl.kl_estimator=k2"], "rl.kl_estimator: does nothing with rl.kl=0; remove it"),
+        (["rl.correction={high: 4.0}"], "rl.correction.high: does nothing with rl.correction.kind=none"),
+        (
+            ["rl.loss=vespo", "rl.correction.kind=tis"],
+            "rl.correction.kind: rl.loss=vespo weighs tokens by their whole ratio to the sampler, found tis",
+        ),
+        (
+            ["rl.correction.kind=geometric_mask", "rl.sampling.top_p=0.9"],
+            "rl.sampling.top_p: a cut distribution is not the one that is trained, found 0.9 with "
+            "rl.correction.kind=geometric_mask; remove it, or set rl.correction.kind to tis",
         ),
         (
             ["rl.groups={catch: 2}", "rl.normalise_by_env=true"],

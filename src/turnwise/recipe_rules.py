@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 
 from turnwise.config import OptimizerConfig, Recipe, SamplingConfig, Section
+from turnwise.recipe_rules_loss import idle_loss_keys, loss_problems
 
 
 def problems(recipe: Recipe) -> list[str]:
@@ -41,8 +42,8 @@ def idle_keys(recipe: Recipe) -> dict[str, str]:
         optimizer: OptimizerConfig = section.optimizer
         if optimizer.kind == "adamw":
             idle[f"{stage}.optimizer.muon_lr"] = f"with {stage}.optimizer.kind=adamw"
-    if recipe.rl is not None and recipe.rl.loss == "reinforce":
-        idle["rl.clip_low"] = idle["rl.clip_high"] = "with rl.loss=reinforce"
+    if recipe.rl is not None:
+        idle |= idle_loss_keys(recipe.rl)
     if recipe.evaluate is not None and recipe.evaluate.sampling.temperature == 0:
         for key in ("top_p", "top_k", "min_p"):
             idle[f"evaluate.sampling.{key}"] = "at temperature 0"
@@ -155,34 +156,11 @@ def _rl(recipe: Recipe) -> Iterator[str]:
     groups = sum(rl.groups.values())
     if rl.minibatches > groups:
         yield f"rl.minibatches: {rl.minibatches} need as many groups a step, and rl.groups has {groups}"
-    yield from _rl_sampling(rl.sampling)
-    if rl.loss == "dapo" and rl.normalise != "token":
-        yield (
-            f"rl.normalise: rl.loss=dapo is normalised over tokens, found {rl.normalise}; remove it, or use "
-            "rl.loss=ppo"
-        )
-    if rl.loss == "dapo" and rl.clip_high <= rl.clip_low:
-        yield (
-            f"rl.clip_high: rl.loss=dapo clips higher above than below, found {rl.clip_high} with "
-            f"rl.clip_low={rl.clip_low}; set it (0.28 in the paper), or use rl.loss=ppo"
-        )
+    yield from loss_problems(rl)
+    if rl.sampling.temperature == 0:
+        yield "rl.sampling.temperature: siblings must differ to be compared, found 0; use 1.0"
     if rl.normalise_by_env and len(rl.groups) == 1:
         yield "rl.normalise_by_env: does nothing with a single environment in rl.groups; remove it"
-
-
-def _rl_sampling(sampling: SamplingConfig) -> Iterator[str]:
-    for key, cuts in (
-        ("top_p", sampling.top_p < 1),
-        ("top_k", sampling.top_k > 0),
-        ("min_p", sampling.min_p > 0),
-    ):
-        if cuts:
-            yield (
-                f"rl.sampling.{key}: a cut distribution is not the one that is trained, and there is no "
-                f"correction for it yet; found {getattr(sampling, key)}; remove it"
-            )
-    if sampling.temperature == 0:
-        yield "rl.sampling.temperature: siblings must differ to be compared, found 0; use 1.0"
 
 
 def _optimizer(stage: str, optimizer: OptimizerConfig, updates: int) -> Iterator[str]:

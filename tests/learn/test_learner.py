@@ -19,12 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from turnwise.config import BatchConfig, LoraConfig, ModelConfig, OptimizerConfig
 from turnwise.errors import LearnError, NonFiniteError, StoreError
 from turnwise.learn.learner import Learner
-from turnwise.learn.losses import cross_entropy, ppo, reinforce
+from turnwise.learn.losses import cross_entropy, policy_loss, ppo, reinforce
 from turnwise.learn.model import PolicyModel, load_model
 from turnwise.learn.normalise import weigh
 from turnwise.types import Sample
 
-CLIPPED = partial(ppo, clip_low=0.2, clip_high=0.28)
+CLIPPED = partial(policy_loss, term=partial(ppo, clip_low=0.2, clip_high=0.28))
+REINFORCE = partial(policy_loss, term=reinforce)
 
 
 def learner(
@@ -173,7 +174,7 @@ def test_with_the_adapter_off_the_reference_is_the_base(tmp_path: Path) -> None:
     trained = learner(lora_model(tmp_path))
     assert all("lora_" in name for name, _ in trained.model.trainable)
     for _ in range(2):
-        trained.forward_backward(samples, reinforce)
+        trained.forward_backward(samples, REINFORCE)
         trained.optim_step()
     reference = trained.logprobs(samples, reference=True)
     for ours, theirs in zip(reference, base, strict=True):
@@ -189,12 +190,12 @@ def test_without_adapters_a_frozen_copy_is_the_reference() -> None:
         trained.with_reference(samples)
     trained.model.keep_reference()
     base = trained.logprobs(samples)
-    trained.forward_backward(samples, reinforce)
+    trained.forward_backward(samples, REINFORCE)
     trained.optim_step()
     for sample, wanted in zip(trained.with_reference(samples), base, strict=True):
         assert sample.reference_logprobs_T is not None
         np.testing.assert_array_equal(sample.reference_logprobs_T, wanted)
-    metrics = trained.forward_backward(trained.with_reference(samples), partial(reinforce, kl=0.1))
+    metrics = trained.forward_backward(trained.with_reference(samples), partial(REINFORCE, kl=0.1))
     assert metrics["kl_reference"] > 1e-4
 
 
@@ -229,11 +230,11 @@ def test_a_loaded_checkpoint_makes_the_same_next_update(kind: str, tmp_path: Pat
 def test_a_checkpoint_is_a_model_directory_and_an_export_has_adapters_merged(tmp_path: Path) -> None:
     samples = samples_of()
     full = learner()
-    full.forward_backward(samples, reinforce)
+    full.forward_backward(samples, REINFORCE)
     full.optim_step()
     full.save(tmp_path / "full")
     adapted = learner(lora_model(tmp_path))
-    adapted.forward_backward(samples, reinforce)
+    adapted.forward_backward(samples, REINFORCE)
     adapted.optim_step()
     adapted.export(tmp_path / "merged")
     for trained, path in ((full, tmp_path / "full"), (adapted, tmp_path / "merged")):
@@ -253,7 +254,7 @@ def test_published_weights_load_under_the_checkpoints_names(tmp_path: Path) -> N
         (learner(lora_model(tmp_path)), True),
         (learner(tiny_qwen3(hidden=32, tie=False)), False),
     ):
-        trained.forward_backward(samples, reinforce)
+        trained.forward_backward(samples, REINFORCE)
         trained.optim_step()
         before = weights(trained)
         published = dict(trained.publish().tensors())

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from turnwise.config.loss import CorrectionKind, KlEstimator, LossName
 from turnwise.config.parts import BatchConfig, OptimizerConfig, SamplingConfig
 from turnwise.config.rl import RlConfig
 from turnwise.config.section import Section
@@ -17,12 +18,15 @@ from turnwise.config.section import Section
 __all__ = [
     "BatchConfig",
     "CollectConfig",
+    "CorrectionKind",
     "EngineConfig",
     "EnvConfig",
     "EvaluateConfig",
     "HubConfig",
+    "KlEstimator",
     "LimitsConfig",
     "LoraConfig",
+    "LossName",
     "ModelConfig",
     "OptimizerConfig",
     "Recipe",

@@ -6,6 +6,15 @@ from typing import Literal
 
 from pydantic import Field
 
+from turnwise.config.loss import (
+    CorrectionConfig,
+    DppoConfig,
+    KlEstimator,
+    LossName,
+    SapoConfig,
+    VespoConfig,
+    own_clips,
+)
 from turnwise.config.parts import BatchConfig, OptimizerConfig, SamplingConfig
 from turnwise.config.section import Section
 
@@ -18,13 +27,24 @@ class RlConfig(Section):
     """Groups of each environment per step."""
     group_size: int = Field(8, ge=2)
     advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
-    loss: Literal["ppo", "dapo", "reinforce"] = "ppo"
-    clip_low: float = Field(0.2, gt=0)
-    clip_high: float = Field(0.2, gt=0)
+    loss: LossName = "ppo"
+    clip_low: float | None = Field(None, gt=0)
+    """How far a bad token's ratio may fall; if not set, the loss's own (docs/algorithms.md), for most 0.2."""
+    clip_high: float | None = Field(None, gt=0)
+    """How far a good token's ratio may rise; if not set, the loss's own, for most 0.2."""
+    sapo: SapoConfig = SapoConfig()
+    dppo: DppoConfig = DppoConfig()
+    vespo: VespoConfig = VespoConfig()
+    correction: CorrectionConfig = CorrectionConfig()
     kl: float = Field(0.0, ge=0)
     """Weight of the KL divergence to the model that RL started from."""
-    normalise: Literal["token", "sequence", "constant"] = "token"
-    """token: the step's mean; sequence: mean of trajectories' means; constant: sum over ``max_tokens``."""
+    kl_estimator: KlEstimator = "k3_ratio"
+    """How the divergence is estimated at one token; the gradients differ (docs/algorithms.md)."""
+    entropy: float = Field(0.0, ge=0)
+    """Weight of the policy's entropy, which is raised; it is averaged as the loss is."""
+    normalise: Literal["token", "sequence", "constant", "sum"] = "token"
+    """token: the step's mean; sequence: mean of trajectories' means; sum: mean of their sums; constant: that
+    over ``max_tokens``."""
     normalise_by_env: bool = False
     """Do so for each environment apart and give each the same weight."""
     minibatches: int = Field(1, ge=1)
@@ -43,3 +63,11 @@ class RlConfig(Section):
     checkpoint_every: int = Field(10, ge=1)
     control: Literal["shuffled_rewards"] | None = None
     """A control run: rewards are shuffled over the step's trajectories, so there is nothing to learn."""
+
+    @property
+    def clips(self) -> tuple[float, float]:
+        """``clip_low`` and ``clip_high``, the loss's own where they are not set."""
+        low, high = own_clips(self.loss, self.dppo)
+        return low if self.clip_low is None else self.clip_low, (
+            high if self.clip_high is None else self.clip_high
+        )

@@ -65,6 +65,8 @@ def _batch(rows: Sequence[Sequence[Sample]], length: int) -> Batch:
     weights_BT = np.zeros(shape, dtype=np.float32)
     temperatures_BT = np.ones(shape, dtype=np.float32)
     samples = tuple(sample for row in rows for sample in row)
+    with_old = bool(samples) and all(sample.old_logprobs_T is not None for sample in samples)
+    old_BT = np.zeros(shape, dtype=np.float32) if with_old else None
     with_reference = bool(samples) and all(sample.reference_logprobs_T is not None for sample in samples)
     reference_BT = np.zeros(shape, dtype=np.float32) if with_reference else None
     document = 0
@@ -84,6 +86,8 @@ def _batch(rows: Sequence[Sequence[Sample]], length: int) -> Batch:
             advantages_BT[here] = sample.advantages_T
             weights_BT[here] = sample.weights_T
             temperatures_BT[here] = sample.temperature
+            if old_BT is not None and sample.old_logprobs_T is not None:
+                old_BT[here] = sample.old_logprobs_T
             if reference_BT is not None and sample.reference_logprobs_T is not None:
                 reference_BT[here] = sample.reference_logprobs_T
             start += len(sample)
@@ -97,6 +101,7 @@ def _batch(rows: Sequence[Sequence[Sample]], length: int) -> Batch:
         advantages_BT=advantages_BT,
         weights_BT=weights_BT,
         temperatures_BT=temperatures_BT,
+        old_logprobs_BT=old_BT,
         reference_logprobs_BT=reference_BT,
         samples=samples,
     )

@@ -76,13 +76,16 @@ class Learner:
 
     # -- learning ----------------------------------------------------------------------------------
 
-    def forward_backward(self, samples: Sequence[Sample], loss: Loss) -> Metrics:
+    def forward_backward(
+        self, samples: Sequence[Sample], loss: Loss, *, entropy_gradient: bool = False
+    ) -> Metrics:
         """Add the gradient of ``loss`` over ``samples`` to what is there.
 
         Args:
             samples: Weighed over the whole update (`turnwise.learn.normalise.weigh`). Those whose advantage
-                is 0 may be left out where the loss has no KL term.
+                is 0 may be left out where the loss has no KL term and no entropy bonus.
             loss: From `turnwise.learn.losses`.
+            entropy_gradient: For a loss with an entropy bonus.
 
         Returns:
             ``loss`` (the sum), ``tokens`` (read), ``loss_tokens``, ``padding`` (share), and the loss's own:
@@ -100,7 +103,7 @@ class Learner:
         try:
             for batch in batches:
                 with self._chance():
-                    output = loss(self._inputs(batch))
+                    output = loss(self._inputs(batch, entropy_gradient))
                     output.loss.backward()  # type: ignore[no-untyped-call]
                 outputs.append(replace(output, loss=output.loss.detach()))
         finally:
@@ -265,15 +268,19 @@ class Learner:
             together=self.model.packs,
         )
 
-    def _inputs(self, batch: Batch) -> LossInputs:
+    def _inputs(self, batch: Batch, entropy_gradient: bool) -> LossInputs:
         """Run the model and put the flat arrays beside its logprobs."""
         mask_BT = batch.loss_mask_BT
-        logprobs_N, entropies_N = self.model.logprobs(batch, chunk=self._rows.logprob_chunk)
+        logprobs_N, entropies_N = self.model.logprobs(
+            batch, chunk=self._rows.logprob_chunk, entropy_gradient=entropy_gradient
+        )
         fresh_N = np.zeros(len(logprobs_N), dtype=np.bool_)
         if self._published:
             versions = [sample.versions_T[sample.loss_mask_T] for sample in batch.samples]
             fresh_N = np.concatenate(versions) == self.version
-        reference_BT = batch.reference_logprobs_BT
+        # Documents without a token of loss are skipped, so that indices stay below N.
+        _, sequences_N = np.unique(batch.documents_BT[mask_BT], return_inverse=True)
+        old_BT, reference_BT = batch.old_logprobs_BT, batch.reference_logprobs_BT
 
         def tensor(array: Any) -> Tensor:
             return torch.from_numpy(array).to(self.model.device, non_blocking=True)
@@ -281,9 +288,11 @@ class Learner:
         return LossInputs(
             logprobs_N=logprobs_N,
             entropies_N=entropies_N,
-            old_logprobs_N=tensor(batch.logprobs_BT[mask_BT]),
+            sampler_logprobs_N=tensor(batch.logprobs_BT[mask_BT]),
+            old_logprobs_N=None if old_BT is None else tensor(old_BT[mask_BT]),
             advantages_N=tensor(batch.advantages_BT[mask_BT]),
             weights_N=tensor(batch.weights_BT[mask_BT]),
+            sequences_N=tensor(sequences_N),
             fresh_N=tensor(fresh_N),
             reference_logprobs_N=None if reference_BT is None else tensor(reference_BT[mask_BT]),
         )

@@ -50,6 +50,7 @@ def token_logprobs(
     temperatures_N: Tensor | None,
     *,
     chunk: int,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Logprob of each target and entropy, under ``softmax(logits / temperature)``, both float32 ``[N]``.
 
@@ -59,9 +60,10 @@ def token_logprobs(
         targets_N: The tokens that were sampled.
         temperatures_N: None where all are 1.
         chunk: Tokens whose logits exist at one time.
+        entropy_gradient: Let entropies carry gradients, which takes as much memory again for a chunk.
 
     Returns:
-        Logprobs, which carry gradients, and entropies, which do not.
+        Logprobs, which carry gradients, and entropies.
     """
     logprobs, entropies = [], []
     for start in range(0, max(1, len(targets_N)), chunk):
@@ -71,6 +73,7 @@ def token_logprobs(
             hidden_ND[part],
             targets_N[part],
             None if temperatures_N is None else temperatures_N[part],
+            entropy_gradient,
         )
         # A single chunk's logits are within the bound as they are: nothing is made twice.
         again = torch.is_grad_enabled() and len(targets_N) > chunk
@@ -83,14 +86,19 @@ def token_logprobs(
 
 
 def _score(
-    logits_of: LogitFunction, hidden_ND: Tensor, targets_N: Tensor, temperatures_N: Tensor | None
+    logits_of: LogitFunction,
+    hidden_ND: Tensor,
+    targets_N: Tensor,
+    temperatures_N: Tensor | None,
+    entropy_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """One chunk."""
     logits_NV = logits_of(hidden_ND).float()
     if temperatures_N is not None:
         logits_NV = logits_NV / temperatures_N[:, None]
     logprobs_NV = logits_NV.log_softmax(-1)
-    with torch.no_grad():
-        # entr(0) is 0, where a family masks part of its vocabulary with minus infinity.
-        entropies_N = torch.special.entr(logprobs_NV.exp()).sum(-1)
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        # Where a family masks part of its vocabulary with minus infinity, 0 · log 0 is 0, as is its gradient.
+        finite_NV = logprobs_NV.masked_fill(logprobs_NV.isneginf(), 0)
+        entropies_N = -(logprobs_NV.exp() * finite_NV).sum(-1)
     return logprobs_NV.gather(-1, targets_N[:, None])[:, 0], entropies_N

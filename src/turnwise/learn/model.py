@@ -73,12 +73,13 @@ class PolicyModel:
         """Dropout and gradient checkpointing work in training mode only; without them it changes nothing."""
         self.module.train(on and self._needs_training_mode)
 
-    def logprobs(self, batch: Batch, *, chunk: int) -> tuple[Tensor, Tensor]:
+    def logprobs(self, batch: Batch, *, chunk: int, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """Logprob and entropy of each token with loss, in the order of ``batch.loss_mask_BT``'s rows.
 
         Args:
             batch: Packed rows.
             chunk: Tokens whose logits exist at one time.
+            entropy_gradient: Let entropies carry gradients.
 
         Raises:
             LearnError: A sample has images.
@@ -104,7 +105,10 @@ class PolicyModel:
         temperatures_N = None if plain else self._tensor(batch.temperatures_BT).flatten()[loss_L]
         with self.autocast():
             states = self._states(ids_BT, positions_BT).flatten(0, 1)[before_N]
-            return token_logprobs(self._head or _identity, states, targets_N, temperatures_N, chunk=chunk)
+            return token_logprobs(
+                self._head or _identity, states, targets_N, temperatures_N,
+                chunk=chunk, entropy_gradient=entropy_gradient,
+            )  # fmt: skip
 
     @contextmanager
     def reference(self) -> Iterator[PolicyModel]:

@@ -16,7 +16,7 @@ import numpy as np
 from turnwise.errors import LearnError
 from turnwise.types import Sample
 
-Normalise = Literal["token", "sequence", "constant"]
+Normalise = Literal["token", "sequence", "constant", "sum"]
 
 
 def weigh(
@@ -27,6 +27,7 @@ def weigh(
         token      1 / T                     each token counts the same (DAPO)
         sequence   1 / N / (its tokens)      each trajectory counts the same (GRPO), over all of its segments
         constant   1 / N / max_tokens        no length matters (Dr.GRPO)
+        sum        1 / N                     nor any other scale (LUSPO)
 
     Args:
         samples: Every sample of the update, those that will be left out for their zero advantage included.
@@ -59,6 +60,8 @@ def weigh(
             weight = 1 / tokens[part]
         elif mode == "sequence":
             weight = 1 / trajectories[part] / own
+        elif mode == "sum":
+            weight = 1 / trajectories[part]
         else:
             assert max_tokens is not None
             weight = 1 / trajectories[part] / max_tokens

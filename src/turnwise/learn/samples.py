@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ _NOT_SAMPLED = -1
 """Version of a token that no weights drew."""
 
 
-def rl_samples(trajectory: Trajectory, advantage: float) -> list[Sample]:
+def rl_samples(trajectory: Trajectory, advantage: float, *, allow_cuts: bool = False) -> list[Sample]:
     """One sample for each segment of a sampled trajectory, from its recorded ids.
 
     Weights are 0 until `turnwise.learn.normalise.weigh` sets them over the whole update.
@@ -30,6 +31,8 @@ def rl_samples(trajectory: Trajectory, advantage: float) -> list[Sample]:
     Args:
         trajectory: Played by an engine.
         advantage: Of the whole trajectory, given to each of its sampled tokens.
+        allow_cuts: Whether the loss corrects for the sampler. Where top-k, top-p or min-p cut its
+            distribution, a kept token was drawn with its probability over the kept mass.
 
     Raises:
         LearnError: The trajectory was demonstrated, or its sampling cut the distribution.
@@ -40,11 +43,12 @@ def rl_samples(trajectory: Trajectory, advantage: float) -> list[Sample]:
             f"trajectory {trajectory.id} was demonstrated by {trajectory.policy!r}, not sampled: RL needs "
             "the probability of each token; learn from demonstrations with SFT"
         )
-    if sampling.truncates:
+    if sampling.truncates and not allow_cuts:
         raise LearnError(
             f"trajectory {trajectory.id} was sampled with top_k={sampling.top_k}, top_p={sampling.top_p}, "
             f"min_p={sampling.min_p}: its logprobs are not those of the policy that is trained. "
-            "Set top_k to 0, top_p to 1 and min_p to 0 in rl.sampling"
+            "Set top_k to 0, top_p to 1 and min_p to 0 in rl.sampling, or rl.correction.kind to what weighs "
+            "tokens by the sampler's own probabilities, such as tis"
         )
     samples = []
     for segment in trajectory.segments:
@@ -56,11 +60,22 @@ def rl_samples(trajectory: Trajectory, advantage: float) -> list[Sample]:
                     "RL learns only from what an engine sampled"
                 )
             row.context(turn.context_ids)
-            row.reply(turn.ids, logprobs=turn.logprobs, versions=turn.versions)
+            logprobs = _drawn_with(trajectory, turn, turn.logprobs) if sampling.truncates else turn.logprobs
+            row.reply(turn.ids, logprobs=logprobs, versions=turn.versions)
         if segment.turns:
             # Greedy play records untempered logprobs.
             samples.append(row.sample(trajectory, segment.images, sampling.temperature or 1.0, advantage))
     return samples
+
+
+def _drawn_with(trajectory: Trajectory, turn: Turn, logprobs: Sequence[float]) -> list[float]:
+    """The logprobs under the cut distribution that the tokens were drawn from."""
+    if turn.kept_mass is None or len(turn.kept_mass) != len(logprobs):
+        raise LearnError(
+            f"trajectory {trajectory.id} was sampled from a cut distribution, and the kept mass was not "
+            "recorded for each token: RL cannot learn from it; play it again without top_k, top_p and min_p"
+        )
+    return [logprob - math.log(mass) for logprob, mass in zip(logprobs, turn.kept_mass, strict=True)]
 
 
 class Demonstrations:

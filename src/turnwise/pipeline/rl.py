@@ -14,6 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from turnwise.config import RlConfig
@@ -28,7 +29,7 @@ from turnwise.pipeline.updates import Update, group_metrics, updates_of
 from turnwise.rollout.policies import ModelPolicy
 from turnwise.rollout.scheduler import Scheduler
 from turnwise.store import StepRecord
-from turnwise.types import TrajectoryGroup
+from turnwise.types import Sample, TrajectoryGroup
 from turnwise.view.events import Progress, StepLine
 
 if TYPE_CHECKING:
@@ -123,6 +124,9 @@ def _learn(
     """
     loss = make_loss(config)
     updates = list(updates_of(groups, config, seed=seed, step=step))
+    if config.correction.kind != "none" and len(updates) > 1:
+        # Before a single one the old weights are the present ones.
+        updates = _with_old_logprobs(learner, updates)
     found: list[dict[str, float]] = []
     refused: list[NonFiniteError] = []
     for update in updates:
@@ -131,7 +135,8 @@ def _learn(
             continue
         samples = learner.with_reference(update.samples) if config.kl > 0 else update.samples
         try:
-            found.append(learner.forward_backward(samples, loss) | learner.optim_step())
+            learned = learner.forward_backward(samples, loss, entropy_gradient=config.entropy > 0)
+            found.append(learned | learner.optim_step())
         except NonFiniteError as error:
             # The weights are as they were. One bad batch is left out; a step of nothing else is no accident.
             log.warning("step %d: %s", step, error)
@@ -148,6 +153,23 @@ def _learn(
         "updates": float(len(found)),
         "refused_updates": float(len(refused)),
     }
+
+
+def _with_old_logprobs(learner: Learner, updates: Sequence[Update]) -> list[Update]:
+    """The updates with ``old_logprobs_T``, under the weights before the first of them.
+
+    Each row is scored once, in however many updates it is.
+    """
+
+    def row(sample: Sample) -> tuple[str, bytes]:
+        return sample.trajectory_id, sample.token_ids_T.tobytes()
+
+    rows = {row(sample): sample for update in updates for sample in update.samples}
+    old = dict(zip(rows, learner.logprobs(list(rows.values())), strict=True))
+    return [
+        replace(update, samples=tuple(replace(one, old_logprobs_T=old[row(one)]) for one in update.samples))
+        for update in updates
+    ]
 
 
 def _over_updates(found: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -55,7 +55,9 @@ def _update(groups: Sequence[TrajectoryGroup], config: RlConfig) -> Update:
         sample
         for group in groups
         for trajectory in group.scored
-        for sample in rl_samples(trajectory, credits.by_id[trajectory.id])
+        for sample in rl_samples(
+            trajectory, credits.by_id[trajectory.id], allow_cuts=config.correction.allows_cuts
+        )
     ]
     weighed = weigh(
         samples,
@@ -63,8 +65,9 @@ def _update(groups: Sequence[TrajectoryGroup], config: RlConfig) -> Update:
         max_tokens=config.sampling.max_tokens if config.normalise == "constant" else None,
         by_env=config.normalise_by_env,
     )
-    # Without a KL term a row whose advantage is zero has no gradient.
-    useful = [sample for sample in weighed if config.kl > 0 or sample.advantages_T.any()]
+    # Without a KL term or an entropy bonus a row whose advantage is zero has no gradient.
+    every = config.kl > 0 or config.entropy > 0
+    useful = [sample for sample in weighed if every or sample.advantages_T.any()]
     return Update(
         samples=tuple(useful),
         left_out=len(weighed) - len(useful),

@@ -37,6 +37,8 @@ class Sample:
     """The algorithm's normalisation, fixed over the whole step: a loss is the plain sum of weight × term."""
     versions_T: IntArray
     """The weights that drew each token; -1 where nothing was sampled."""
+    old_logprobs_T: FloatArray | None = None
+    """Under the learner's weights before the step; None where the loss does not ask for them."""
     reference_logprobs_T: FloatArray | None = None
     trajectory_id: str
     group_id: str
@@ -68,6 +70,7 @@ class Batch:
     advantages_BT: FloatArray
     weights_BT: FloatArray
     temperatures_BT: FloatArray
+    old_logprobs_BT: FloatArray | None = None
     reference_logprobs_BT: FloatArray | None = None
     samples: tuple[Sample, ...]
 

@@ -1,0 +1,123 @@
+"""`make_loss`: the loss that a recipe asks for, of a term, a correction, a KL divergence and an entropy."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from turnwise.config import KlEstimator, RlConfig
+from turnwise.errors import LearnError
+from turnwise.learn.losses.base import Loss, LossInputs, LossOutput, Mean, log_ratio, mean
+from turnwise.learn.losses.correction import CORRECTIONS, Correct
+from turnwise.learn.losses.kl import ESTIMATORS
+from turnwise.learn.losses.terms import Term, cispo, dppo, gspo, ppo, reinforce, sapo, vespo
+
+
+def policy_loss(
+    inputs: LossInputs,
+    *,
+    term: Term,
+    correct: Correct | None = None,
+    bounds: tuple[float, float] = (0.0, float("inf")),
+    kl: float = 0.0,
+    kl_estimator: KlEstimator = "k3_ratio",
+    entropy: float = 0.0,
+) -> LossOutput:
+    """``Σ weight (correction · term + kl · KL - entropy · H)``, over all tokens with loss.
+
+    Args:
+        inputs: The tokens.
+        term: From `turnwise.learn.losses.terms`.
+        correct: From `turnwise.learn.losses.correction`. With it the term's ratio is that to the learner's
+            own old logprobs; without, to the sampler's.
+        bounds: Of the correction: low and high.
+        kl: Weight of the divergence to the reference, which no correction touches.
+        kl_estimator: From `turnwise.learn.losses.kl`.
+        entropy: Weight of the mean entropy of the policy, which is raised.
+
+    Raises:
+        LearnError: The samples have no reference logprobs, or the entropies carry no gradients.
+    """
+    old_N, means, maxima = inputs.sampler_logprobs_N, {}, {}
+    if correct is not None:
+        old_N = inputs.logprobs_N.detach() if inputs.old_logprobs_N is None else inputs.old_logprobs_N
+    log_ratio_N = log_ratio(inputs.logprobs_N, old_N)
+    terms_N, told = term(inputs, log_ratio_N)
+    means.update(told)
+    if correct is not None:
+        weights_N = correct(log_ratio(old_N, inputs.sampler_logprobs_N), inputs.sequences_N, *bounds)
+        terms_N = terms_N * weights_N
+        means |= {"correction": mean(weights_N), "correction_rejected": mean(weights_N == 0)}
+        if len(weights_N):
+            maxima["correction_max"] = weights_N.max()
+    if kl > 0:
+        if inputs.reference_logprobs_N is None:
+            raise LearnError("a KL term needs samples with reference_logprobs_T: see Learner.with_reference")
+        difference_N = log_ratio(inputs.logprobs_N, inputs.reference_logprobs_N)
+        kl_N = ESTIMATORS[kl_estimator](difference_N, log_ratio_N.exp())
+        terms_N = terms_N + kl * kl_N
+        means["kl_reference"] = mean(kl_N)
+    if entropy > 0:
+        if inputs.logprobs_N.requires_grad and not inputs.entropies_N.requires_grad:
+            raise LearnError(
+                "an entropy bonus needs entropies that carry gradients: call Learner.forward_backward with "
+                "entropy_gradient=True"
+            )
+        terms_N = terms_N - entropy * inputs.entropies_N
+    told, most = _report(inputs, log_ratio_N.detach())
+    return LossOutput(
+        loss=(inputs.weights_N * terms_N).sum(), means={**means, **told}, maxima={**maxima, **most}
+    )
+
+
+def make_loss(config: RlConfig) -> Loss:
+    """The loss that a recipe asks for. What cannot stand together was refused with the recipe."""
+    kind = config.correction.kind
+    return partial(
+        policy_loss,
+        term=_term(config),
+        correct=None if kind == "none" else CORRECTIONS[kind],
+        bounds=config.correction.bounds,
+        kl=config.kl,
+        kl_estimator=config.kl_estimator,
+        entropy=config.entropy,
+    )
+
+
+def _term(config: RlConfig) -> Term:
+    low, high = config.clips
+    match config.loss:
+        case "ppo" | "dapo" | "dr_grpo" | "bnpo":
+            return partial(ppo, clip_low=low, clip_high=high)
+        case "gspo" | "luspo":
+            return partial(gspo, clip_low=low, clip_high=high)
+        case "cispo":
+            return partial(cispo, clip_high=high)
+        case "sapo":
+            return partial(sapo, **config.sapo.model_dump())
+        case "dppo":
+            return partial(dppo, clip_low=low, clip_high=high, **config.dppo.model_dump())
+        case "vespo":
+            return partial(vespo, **config.vespo.model_dump())
+        case "reinforce":
+            return reinforce
+
+
+@torch.no_grad()
+def _report(inputs: LossInputs, log_ratio_N: Tensor) -> tuple[dict[str, Mean], dict[str, Tensor]]:
+    """What every policy loss reports: means and maxima."""
+    ratio_N = log_ratio_N.exp()
+    mismatch_N = log_ratio(inputs.logprobs_N, inputs.sampler_logprobs_N)
+    gap_N = mismatch_N.abs() * inputs.fresh_N
+    mismatch_kl_N = (mismatch_N.exp() - 1 - mismatch_N) * inputs.fresh_N
+    fresh = inputs.fresh_N.sum()
+    means = {
+        "entropy": mean(inputs.entropies_N),
+        "ratio": mean(ratio_N),
+        "approx_kl": mean(ratio_N - 1 - log_ratio_N),
+        "mismatch": (gap_N.sum(), fresh),
+        "mismatch_kl": (mismatch_kl_N.sum(), fresh),
+    }
+    return means, {"ratio_max": ratio_N.max(), "mismatch_max": gap_N.max()} if len(ratio_N) else {}

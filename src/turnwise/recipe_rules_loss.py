@@ -1,0 +1,72 @@
+"""What may not stand together in the settings of RL's loss: `turnwise.recipe_rules` asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from turnwise.config import LossName, RlConfig, Section
+
+_CLIPS: dict[LossName, set[str]] = {"cispo": {"clip_high"}, "sapo": set(), "vespo": set(), "reinforce": set()}
+"""The clips that a loss reads, where they are not both."""
+_NORMALISED: dict[LossName, tuple[str, LossName]] = {
+    "dapo": ("token", "ppo"),
+    "bnpo": ("token", "ppo"),
+    "dr_grpo": ("constant", "ppo"),
+    "luspo": ("sum", "gspo"),
+}
+"""Losses that are another in one normalisation: which one, and the other."""
+
+
+def idle_loss_keys(rl: RlConfig) -> dict[str, str]:
+    """The keys that do nothing with the chosen loss, correction and KL, each with the reason."""
+    idle: dict[str, str] = {}
+    for key in {"clip_low", "clip_high"} - _CLIPS.get(rl.loss, {"clip_low", "clip_high"}):
+        idle[f"rl.{key}"] = f"with rl.loss={rl.loss}"
+    for name in ("sapo", "dppo", "vespo"):
+        if rl.loss != name:
+            section: Section = getattr(rl, name)
+            idle |= {f"rl.{name}.{key}": f"with rl.loss={rl.loss}" for key in type(section).model_fields}
+    if rl.correction.kind == "none":
+        idle |= {f"rl.correction.{key}": "with rl.correction.kind=none" for key in ("low", "high")}
+    if rl.kl == 0:
+        idle["rl.kl_estimator"] = "with rl.kl=0"
+    return idle
+
+
+def loss_problems(rl: RlConfig) -> Iterator[str]:
+    """What contradicts itself."""
+    mode, plain = _NORMALISED.get(rl.loss, (None, rl.loss))
+    if mode is not None and rl.normalise != mode:
+        yield (
+            f"rl.normalise: rl.loss={rl.loss} is {plain} normalised by {mode}, found {rl.normalise}; "
+            f"set it to {mode}, or use rl.loss={plain}"
+        )
+    low, high = rl.clips
+    if rl.loss == "dapo" and high <= low:
+        yield (
+            f"rl.clip_high: rl.loss=dapo clips higher above than below, found {high} with "
+            f"rl.clip_low={low}; set it (0.28 in the paper), or use rl.loss=ppo"
+        )
+    if rl.correction.kind != "none" and rl.loss in ("dppo", "vespo"):
+        yield (
+            f"rl.correction.kind: rl.loss={rl.loss} weighs tokens by their whole ratio to the sampler, found "
+            f"{rl.correction.kind}, which would take a part of it out; remove it"
+        )
+    yield from _cuts(rl)
+
+
+def _cuts(rl: RlConfig) -> Iterator[str]:
+    sampling = rl.sampling
+    if rl.correction.allows_cuts:
+        return
+    for key, cuts in (
+        ("top_p", sampling.top_p < 1),
+        ("top_k", sampling.top_k > 0),
+        ("min_p", sampling.min_p > 0),
+    ):
+        if cuts:
+            yield (
+                f"rl.sampling.{key}: a cut distribution is not the one that is trained, found "
+                f"{getattr(sampling, key)} with rl.correction.kind={rl.correction.kind}; remove it, or set "
+                "rl.correction.kind to tis, icepop, sequence_truncate or sequence_mask"
+            )

@@ -109,8 +109,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         name="old_logprobs_from_the_learner",
         why="the ratio is 1 always, so that nothing is ever clipped or corrected",
         file="learn/learner.py",
-        old="old_logprobs_N=tensor(batch.logprobs_BT[mask_BT])",
-        new="old_logprobs_N=logprobs_N.detach()",
+        old="sampler_logprobs_N=tensor(batch.logprobs_BT[mask_BT])",
+        new="sampler_logprobs_N=logprobs_N.detach()",
         tests=("tests/learn/test_trl.py::test_loss_and_gradients_equal_trls",),
     ),
     Mutation(

@@ -67,7 +67,7 @@ def read_tagged(text: str, tags: Tags, read: Reading) -> tuple[str, list[ToolCal
                 missing = end == len(text) or text.startswith(tags.opening, end)
                 raise CallFault("" if missing else f"there is text between the call and {tags.closing}", end)
             end += len(tags.closing)
-            calls += _numbered(made, len(calls))
+            calls += numbered(made, len(calls))
         except CallFault as fault:
             error, end = _extent(text, tags, fault)
             calls.append(malformed(text[start:end].rstrip(), error, len(calls), tags.name))
@@ -93,10 +93,11 @@ def read_whole(text: str, start: int, read: Reading, name: re.Pattern[str]) -> l
             raise CallFault("there is text after the calls", end)
     except CallFault as fault:
         return [malformed(text.strip(), str(fault), 0, name)]
-    return _numbered(made, 0)
+    return numbered(made, 0)
 
 
-def _numbered(made: Sequence[Made], first: int) -> list[ToolCall]:
+def numbered(made: Sequence[Made], first: int) -> list[ToolCall]:
+    """Calls with their ids, the first of which is ``call_<first>``."""
     return [
         ToolCall(name=name, arguments=arguments, id=f"call_{index}")
         for index, (name, arguments) in enumerate(made, start=first)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.tokenizers import CHATML_TOOLS, QWEN_SPECIALS, tiny_tokenizer
 
-from turnwise.chat.encoding import Encoder
+from turnwise.chat.encoding import Encoder, mend
 
 TOKENIZER = tiny_tokenizer()
 ENCODER = Encoder(TOKENIZER, CHATML_TOOLS)
@@ -39,6 +39,48 @@ def test_marks_cannot_be_forged_nor_lost() -> None:
     assert ENCODER.decode(ids) == forged
 
 
+def test_a_template_cannot_take_marked_text_for_a_token() -> None:
+    # Qwen3's template looks for </think> in contents, gpt-oss' for channels, and would cut or refuse them.
+    assert "<|im_end|>" not in ENCODER.mark("a <|im_end|> b")
+    assert ENCODER.mark("x\ufdd0<|im_end|>") == "x\ufdd0\ufdd1<\ufdd0|im_end|>"
+
+
+def test_what_was_sampled_as_ordinary_ids_is_told_from_the_token() -> None:
+    tokens = frozenset({"<tool_call>", "</tool_call>"})
+    tag = TOKENIZER.convert_tokens_to_ids("<tool_call>")
+    spelled = ENCODER.encode(ENCODER.mark("<tool_call>"))
+    assert tag not in spelled
+    text = ENCODER.decode_marked([*spelled, tag, *spelled], tokens)
+    assert text.count("<tool_call>") == 1 and mend(text) == "<tool_call>" * 3
+    assert ENCODER.decode_marked([tag, tag], tokens) == "<tool_call>" * 2
+    own = ENCODER.encode(ENCODER.mark("a\ufdd0b"))
+    assert mend(ENCODER.decode_marked(own, tokens)) == "a\ufdd0b"
+
+
+def test_tokens_that_take_the_white_space_around_them_do_so_beside_marked_text_too() -> None:
+    from tokenizers import AddedToken
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|user|>", special=True, rstrip=True, lstrip=True)])
+    encoder = Encoder(tokenizer, CHATML_TOOLS)
+    ordinary = encoder.encode("a <|user|>\n b")
+    marked = encoder.encode("a <|user|>\n b" + encoder.mark("<|im_end|>"))
+    assert marked[: len(ordinary)] == ordinary
+    before = encoder.encode(encoder.mark("<|im_end|>") + " <|user|>\n b")
+    assert before[-2:] == ordinary[-2:] and encoder.decode(before) == "<|im_end|><|user|>b"
+
+
+def test_one_token_inside_of_another_is_broken_too() -> None:
+    from tokenizers import AddedToken
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken("|im_end|>", special=True), AddedToken("☃", special=True)])
+    encoder = Encoder(tokenizer, CHATML_TOOLS)
+    control = {encoder.added[token] for token in encoder.control}
+    ids = encoder.encode(encoder.mark("<|im_end|>☃ ☃"))
+    assert not control & set(ids) and encoder.decode(ids) == "<|im_end|>☃ ☃"
+
+
 def test_half_characters_become_replacement_characters() -> None:
     assert ENCODER.mark("a\ud800b") == "a\ufffdb"
 
@@ -51,7 +93,8 @@ def test_allowed_tokens_stay_tokens() -> None:
 
 def test_mark_all_reaches_keys_and_nested_values() -> None:
     marked = ENCODER.mark_all({"<|im_end|>": [{"a": "<|im_end|>"}, 1, None, True]})
-    assert marked == {"\ufdd0<|im_end|>\ufdd1": [{"a": "\ufdd0<|im_end|>\ufdd1"}, 1, None, True]}
+    assert marked == {"<\ufdd0|im_end|>": [{"a": "<\ufdd0|im_end|>"}, 1, None, True]}
+    assert mend(marked) == {"<|im_end|>": [{"a": "<|im_end|>"}, 1, None, True]}
 
 
 def test_what_others_do_to_the_tokenizer_does_not_reach_us() -> None:

@@ -89,7 +89,6 @@ def test_thinking_off_cannot_demonstrate_thinking() -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        Message.assistant('See <tool_call>{"name": "move"}</tool_call>.'),
         Message.assistant("<think>no</think> yes"),
         Message.assistant("", ToolCall(name="move", arguments={"x": float("nan")})),
         Message.user("Hello."),
@@ -98,6 +97,17 @@ def test_thinking_off_cannot_demonstrate_thinking() -> None:
 def test_what_would_be_read_back_differently_cannot_be_demonstrated(message: Message) -> None:
     with pytest.raises(TemplateError):
         CHATML.reply(message)
+
+
+def test_a_call_that_is_only_mentioned_is_text() -> None:
+    mentioned = Message.assistant('See <tool_call>\n{"name": "move", "arguments": {}}\n</tool_call>.')
+    ids = CHATML.reply(mentioned)
+    assert CHATML.template.encoder.added["<tool_call>"] not in ids
+    assert CHATML.parse(ids) == mentioned
+    called = CHATML.template.encoder.encode(mentioned.text)
+    assert CHATML.decode(called) == CHATML.decode(ids[:-1]) and len(CHATML.parse(called).tool_calls) == 1
+    argument = ToolCall(name="move", arguments={"to": ["</tool_call><|im_end|>"]}, id="call_0")
+    assert CHATML.parse(CHATML.reply(Message.assistant("", argument))).tool_calls == (argument,)
 
 
 def test_template_that_drops_reasoning_refuses_to_demonstrate_it() -> None:

@@ -31,19 +31,25 @@ class Renderer(Protocol):
         """
         ...
 
-    def reply(self, message: Message, tools: Sequence[ToolSchema] = ()) -> list[int]:
+    def reply(
+        self, message: Message, tools: Sequence[ToolSchema] = (), context_ids: Sequence[int] = ()
+    ) -> list[int]:
         """The ids that the policy would have sampled to say ``message``, stop id included (for
         demonstrations).
 
-        ``parse(reply(message, tools), tools)`` equals ``message`` up to call ids.
+        ``parse(reply(message, tools), tools)`` equals ``message`` up to call ids. ``context_ids`` are what
+        the policy had read: some templates begin the thinking for it after a user's message, or after a
+        tool's result, only. Without them it answers a user.
         """
         ...
 
-    def parse(self, ids: Sequence[int], tools: Sequence[ToolSchema] = ()) -> Message:
+    def parse(
+        self, ids: Sequence[int], tools: Sequence[ToolSchema] = (), context_ids: Sequence[int] = ()
+    ) -> Message:
         """What the sampled ids say. Never raises: a malformed call is a `ToolCall` with ``error`` set.
 
         ``tools`` are what the policy was told of: some families write arguments as bare text, and only a
-        tool's schema says whether ``7`` is a number.
+        tool's schema says whether ``7`` is a number. ``context_ids`` as for `reply`.
         """
         ...
 

@@ -1,10 +1,10 @@
 r"""`Bridge`: what a template writes between the end of one reply and the beginning of the next.
 
-The tail is taken from the template itself: a small conversation with a dummy reply is rendered, and what
-follows the dummy's end of turn is the bridge. For ChatML, Hermes tool results:
+It is taken from the template itself: a small conversation with a dummy reply is rendered, and what follows
+the dummy, from its end of turn on, is the bridge. For ChatML, Hermes tool results:
 
     …xqzprobexqz<|im_end|>\n<|im_start|>user\n<tool_response>\nThe ball is at 2.\n</tool_response><|im_end|>\n
-                          └──────────────────────── the bridge's text ────────────────────────┘  (and so on)
+                └──────────────────────────── the bridge's text ────────────────────────────┘  (and so on)
 
 Rendering Jinja for each turn would be slow, and most templates only put contents between constant text. So
 the constants of each sequence of roles are taken once, with contents that no template changes, and are used
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from turnwise.chat.template import PROBE, PROBE_TOOL, ChatTemplate, probe_call
+from turnwise.chat.template import PROBE, PROBE_TOOL, QUESTION, ChatTemplate, probe_call
 from turnwise.errors import TemplateError
 from turnwise.types import Message, Role, ToolCall, ToolSchema
 
@@ -29,22 +29,37 @@ _TRYING = (
 
 
 class Bridge:
-    """Tails after a reply, by the roles of what follows it."""
+    """What follows a reply, by the roles of what follows it."""
 
     def __init__(self, template: ChatTemplate) -> None:
         self._template = template
         self._constants: dict[tuple[Role, ...], list[str] | None] = {}
 
-    def turn_end(self, new_messages: Sequence[Message]) -> str | None:
-        """The token that ends the reply that ``new_messages`` answer; None where there is none."""
-        answers_call = bool(new_messages) and new_messages[0].role == "tool"
-        return self._template.call_turn_end if answers_call else self._template.turn_end
+    def ids(
+        self, context_ids: Sequence[int], new_messages: Sequence[Message], tools: Sequence[ToolSchema] = ()
+    ) -> list[int]:
+        """What to append to ``context_ids``, so that ``new_messages`` follow and the policy may speak.
 
-    def tail(self, new_messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> str:
-        """The marked text from the end of a reply's turn to where the policy speaks again.
+        The first token ends the reply; it is left out where it was sampled. So is it where the policy ended
+        with a token that the template writes after a last reply alone (gpt-oss' ``<|return|>``).
 
         Raises:
-            TemplateError: The template refuses the messages, or its text after the reply cannot be found.
+            TemplateError: The template refuses the messages, or its text after a reply cannot be found.
+        """
+        # Encoded together with the token that ends the turn: some tokens take the white space after them.
+        ids = self._template.encoder.encode(self.text(new_messages, tools))
+        last = context_ids[-1] if context_ids else None
+        end, added = self._template.end, self._template.encoder.added
+        closed = last == ids[0]
+        if end is not None and end.sampled != end.past:
+            closed = closed or (ids[0] == added[end.past] and last == added[end.sampled])
+        return ids[1:] if closed else ids
+
+    def text(self, new_messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> str:
+        """The marked text from the token that ends a reply to where the policy speaks again.
+
+        Raises:
+            TemplateError: As for `ids`.
         """
         roles = tuple(message.role for message in new_messages)
         if roles not in self._constants:
@@ -61,11 +76,9 @@ class Bridge:
         """The same, from the template itself.
 
         Raises:
-            TemplateError: As for `tail`.
+            TemplateError: As for `ids`.
         """
-        end = self.turn_end(new_messages)
-        if end is None:
-            raise TemplateError("the chat template writes no token after a reply")
+        template = self._template
         calls: list[ToolCall] = []
         for message in new_messages:
             if message.role != "tool":
@@ -75,16 +88,26 @@ class Bridge:
                     name=message.name or PROBE_TOOL.name, id=message.tool_call_id or f"call{len(calls):05}"
                 )
             )
+        # Several results after what a template of single calls can only show as one.
+        calls = calls if template.has_parallel_calls else calls[:1]
+        end = template.call_end if calls else template.end
+        if end is None:
+            raise TemplateError("the chat template writes no token after a reply")
         reply = Message.assistant("", *calls) if calls else Message.assistant(PROBE)
-        text = self._template.render([Message.user("Hello."), reply, *new_messages], tools, generate=True)
-        # The new messages may hold the probe or the end's text too, so each is looked for from the front.
+        text = template.render([*QUESTION, reply, *new_messages], tools, generate=True)
+        # The new messages may hold the probe too, so each is looked for from the front.
         start = -1
         for _ in range(max(1, len(calls))):
             start = text.find(PROBE, start + 1)
-        found = text.find(end, start) if start >= 0 else -1
-        if found < 0:
+        if end.borrowed and not calls:
+            # The token that follows is that of whoever speaks next.
+            found = template.encoder.find_control(text, start)
+            position = found[0].start() if start >= 0 and found else -1
+        else:
+            position = text.find(end.past, start) if start >= 0 else -1
+        if position < 0:
             raise TemplateError("the chat template does not keep a reply's text and its end of turn")
-        return text[found + len(end) :]
+        return text[position:]
 
     def _find_constants(self, roles: tuple[Role, ...]) -> list[str] | None:
         """The constant text around the contents of such messages; None where there is no such thing."""

@@ -1,17 +1,20 @@
-r"""Text to ids and back, with control tokens only where the template wrote them.
+r"""Text to ids and back, with control tokens only where the template wrote them or the policy sampled them.
 
 A tool result may hold the text ``<|im_end|>``. Tokenised as it stands it would end the turn: whoever writes
-an observation could put words in the user's or the policy's mouth. So control tokens that come from messages
-are *marked* before the template sees them, and what is marked is encoded as ordinary text:
+an observation could put words in the user's or the policy's mouth. And a policy that repeats the text of
+``<tool_call>`` in ordinary tokens has said it, not called. So a token that text merely spells is *broken* by
+a noncharacter after its first letter, before a template or a dialect looks for it:
 
-    content  'a <|im_end|> b'                       -> marked '…a \ufdd0<|im_end|>\ufdd1 b…'
+    content  'a <|im_end|> b'                       -> 'a <\ufdd0|im_end|> b'
     ids      [a, Ġ, <, |, im, _end, |, >, Ġ, b]     -> never the id of <|im_end|>
 
-Text without marks, which is nearly all text, takes the tokenizer's own path and yields its very ids.
+No template and no dialect takes it for the token, wherever they put it. Encoding, and `mend`, take the breaks
+out. Text without breaks, which is nearly all text, takes the tokenizer's own path and yields its very ids.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
@@ -19,13 +22,32 @@ from typing import Any
 
 from turnwise.errors import TemplateError
 
-# Unicode noncharacters, reserved for a program's internal use. Text that holds them has them marked too.
-_START, _END = "\ufdd0", "\ufdd1"
+# Unicode noncharacters, reserved for a program's internal use. A break that text itself holds is followed by
+# the other one.
+_BREAK, _OWN = "\ufdd0", "\ufdd1"
+_MEND = re.compile(f"{_BREAK}({_OWN}?)")
 
 
 def _any_of(tokens: Iterable[str]) -> str:
     """A pattern for any of ``tokens``, longer ones first, so that none is taken for its own beginning."""
     return "|".join(re.escape(token) for token in sorted(tokens, key=lambda t: (-len(t), t))) or "(?!)"
+
+
+@functools.lru_cache(maxsize=64)
+def _whole(tokens: frozenset[str]) -> re.Pattern[str]:
+    """Any of ``tokens`` that is not broken; one of a single letter has its break behind it."""
+    return re.compile(f"(?:{_any_of(tokens)})(?!{_BREAK}(?!{_OWN}))")
+
+
+def mend(value: Any) -> Any:
+    """Text as it was before it was broken; in JSON values every string, keys too."""
+    if isinstance(value, str):
+        return _MEND.sub(lambda match: _BREAK if match[1] else "", value) if _BREAK in value else value
+    if isinstance(value, dict):
+        return {mend(key): mend(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [mend(item) for item in value]
+    return value
 
 
 class Encoder:
@@ -60,11 +82,11 @@ class Encoder:
             if token.content.strip() and (token.special or token.content in template)
         )
         """Tokens that structure a conversation."""
-        self._to_mark = re.compile(f"{_any_of(self.control)}|[{_START}{_END}]")
-        added = _any_of(self.added)
-        self._added_pattern = re.compile(added)
-        self._pieces = re.compile(
-            f"{_START}(?P<marked>{added}|[{_START}{_END}]){_END}|(?P<token>{added})|[{_START}{_END}]"
+        self._added = _whole(frozenset(self.added))
+        tokens = tokenizer.added_tokens_decoder.values()
+        self._takes_space = (
+            frozenset(token.content for token in tokens if token.lstrip),
+            frozenset(token.content for token in tokens if token.rstrip),
         )
 
     def fingerprint(self) -> str:
@@ -72,18 +94,11 @@ class Encoder:
         return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
     def mark(self, text: str, *, allow: frozenset[str] = frozenset()) -> str:
-        """``text`` with its control tokens marked as ordinary text, those in ``allow`` left as tokens."""
+        """``text`` with its control tokens broken, those in ``allow`` left as tokens."""
         if not text.isascii():
             # Half a character (of a file name, of a careless escape) is no text: no tokenizer takes it.
             text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        if not self._to_mark.search(text):
-            return text
-
-        def wrap(match: re.Match[str]) -> str:
-            token = match.group()
-            return token if token in allow else f"{_START}{token}{_END}"
-
-        return self._to_mark.sub(wrap, text)
+        return _broken(text, self.control - allow if allow else self.control)
 
     def mark_all(self, value: Any) -> Any:
         """JSON values with every string marked, keys too."""
@@ -95,25 +110,36 @@ class Encoder:
             return [self.mark_all(item) for item in value]
         return value
 
-    def find_added(self, text: str, start: int = 0) -> list[re.Match[str]]:
-        """Where added tokens stand in ``text`` from ``start`` on, in order."""
-        return list(self._added_pattern.finditer(text, start))
+    def find_control(self, text: str, start: int = 0) -> list[re.Match[str]]:
+        """Where control tokens stand in ``text`` from ``start`` on, in order."""
+        return list(_whole(self.control).finditer(text, start))
 
     def encode(self, text: str) -> list[int]:
         """The ids of rendered, possibly marked, text; nothing is added before or after it."""
-        if _START not in text and _END not in text:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-            return ids
+        if _BREAK not in text:
+            return self._encode_whole(text)
         out: list[int] = []
-        plain, position = "", 0
-        for match in self._pieces.finditer(text):
-            plain += text[position : match.start()] + (match["marked"] or "")
-            position = match.end()
-            if match["token"]:
-                out += self._encode_plain(plain)
-                out.append(self.added[match["token"]])
-                plain = ""
-        return out + self._encode_plain(plain + text[position:])
+        begun = position = 0
+        before = ""
+        # What lies between two tokens and is marked is encoded apart; all else as it stands.
+        for match in [*self._added.finditer(text), None]:
+            end = match.start() if match else len(text)
+            plain = text[position:end]
+            if _BREAK in plain:
+                out += self._encode_whole(text[begun:position])
+                if before in self._takes_space[1]:
+                    plain = plain.lstrip()
+                if match and match.group() in self._takes_space[0]:
+                    plain = plain.rstrip()
+                out += self._encode_plain(mend(plain))
+                begun = end
+            if match:
+                before, position = match.group(), match.end()
+        return out + self._encode_whole(text[begun:])
+
+    def _encode_whole(self, text: str) -> list[int]:
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
 
     def _encode_plain(self, text: str) -> list[int]:
         """The ids of ``text`` with no added token recognised in it."""
@@ -131,3 +157,27 @@ class Encoder:
         """The text of ``ids``, special tokens included."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=False)
         return text
+
+    def decode_marked(self, ids: Sequence[int], tokens: frozenset[str]) -> str:
+        """The text of ``ids``, in which those of ``tokens`` that ordinary ids merely spell are broken."""
+        text = self.decode(ids)
+        wanted = {self.added[token] for token in tokens}
+        sampled = sum(index in wanted for index in ids)
+        if _BREAK not in text and len(_whole(tokens).findall(text)) == sampled:
+            return text
+        out, start = "", 0
+        for position, index in [*enumerate(ids), (len(ids), None)]:
+            if index is None or index in wanted:
+                out += _broken(self.decode(ids[start:position]), tokens)
+                out += "" if index is None else self.decode([index])
+                start = position + 1
+        return out
+
+
+def _broken(text: str, tokens: frozenset[str]) -> str:
+    """``text`` with ``tokens`` broken, until none is left: one may stand inside of another."""
+    text = text.replace(_BREAK, _BREAK + _OWN)
+    pattern = _whole(tokens)
+    while pattern.search(text):
+        text = pattern.sub(lambda match: match.group()[0] + _BREAK + match.group()[1:], text)
+    return text

@@ -7,9 +7,9 @@
     result = Message.tool("4", call=reply.tool_calls[0])
     context += sampled + renderer.bridge(context + sampled, [result], tools).ids
 
-Any template renders. One that proves to be append-only is bridged; another starts a new segment at each turn,
-which is slower and is said in the log. Nothing of torch is imported by this room; `transformers` is, inside
-of functions.
+Any template renders. Where it proves to be append-only it is bridged; where it rewrites what came before, a
+new segment starts, which is slower and is said in the log. Nothing of torch is imported by this room;
+`transformers` is, inside of functions.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from turnwise.chat.bridge import Bridge
-from turnwise.chat.check import PROBE_TOOLS, TemplateReport, check_template, common_length
+from turnwise.chat.check import PROBE_TOOLS, TemplateReport, check_template, kind_of
 from turnwise.chat.dialects import DIALECTS, Dialect, PlainDialect, ResponseTemplateDialect, find_dialect
-from turnwise.chat.template import PROBE, PROBE_TOOL, ChatTemplate, probe_call
+from turnwise.chat.encoding import mend
+from turnwise.chat.history import History
+from turnwise.chat.reply import ReplyWriter
+from turnwise.chat.template import PROBE, ChatTemplate, probe_call
+from turnwise.chat.thinking import CLOSE, OPEN, opens_thinking
 from turnwise.errors import TemplateError, boundary
 from turnwise.types import Message, Rendered, ToolCall, ToolSchema
 
@@ -35,6 +39,10 @@ _TOOLS_HINT = (
     "use a model whose template writes tools, set model.chat_template to a Jinja file that does, "
     "or play an environment without tools"
 )
+_ASKS = 16
+"""Tokens at a context's end in which the generation prompt stands."""
+Thinking = Literal["keep", "template"]
+"""What becomes of earlier turns' thinking where the template drops it; see `load_renderer`."""
 
 
 def builtin_template(name: str) -> str:
@@ -58,6 +66,7 @@ def load_renderer(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     dialect: str | None = None,
     revision: str | None = None,
+    thinking: Thinking = "keep",
 ) -> TemplateRenderer:
     """A renderer for a tokenizer, its template looked at and checked.
 
@@ -67,9 +76,13 @@ def load_renderer(
         chat_template_kwargs: Handed to the template at every rendering.
         dialect: How tool calls are written; found from the template where it is None.
         revision: Of the Hub repository, when ``tokenizer`` names one.
+        thinking: Where the template drops the thinking of earlier turns: ``keep`` bridges and so keeps what
+            was sampled, ``template`` starts a new segment with the template's own rendering, which is what
+            inference servers would send.
 
     Raises:
-        TemplateError: There is no template, or it cannot render a user's message, or the dialect is unknown.
+        TemplateError: There is no template, or it cannot render a user's message, or the dialect is unknown,
+            or ``thinking="template"`` would do nothing.
     """
     if isinstance(tokenizer, (str, Path)):
         from transformers import AutoTokenizer
@@ -80,38 +93,45 @@ def load_renderer(
     if isinstance(chat_template, Path) or (chat_template is not None and "{" not in chat_template):
         with boundary(TemplateError, f"model.chat_template {chat_template} cannot be read"):
             chat_template = Path(chat_template).read_text(encoding="utf-8")
-    return TemplateRenderer(tokenizer, chat_template, dict(chat_template_kwargs or {}), dialect)
+    return TemplateRenderer(tokenizer, chat_template, dict(chat_template_kwargs or {}), dialect, thinking)
 
 
 class TemplateRenderer:
     """A `Renderer` on a tokenizer's own Jinja template; made by `load_renderer`."""
 
     def __init__(
-        self, tokenizer: Any, chat_template: str | None, kwargs: Mapping[str, Any], dialect: str | None
+        self,
+        tokenizer: Any,
+        chat_template: str | None,
+        kwargs: Mapping[str, Any],
+        dialect: str | None,
+        thinking: Thinking = "keep",
     ) -> None:
         self.template = ChatTemplate(tokenizer, chat_template, kwargs)
         self.tokenizer = tokenizer
-        self._bridge = Bridge(self.template)
+        self.thinking = thinking
         self._encode, self._decode = self.template.encoder.encode, self.template.encoder.decode
-        ends = dict.fromkeys(end for end in (self.template.turn_end, self.template.call_turn_end) if end)
-        self._turn_end_ids = frozenset(self.template.encoder.added[end] for end in ends)
-        eos: int | None = tokenizer.eos_token_id
-        stops = [self.template.encoder.added[end] for end in ends] + ([] if eos is None else [eos])
-        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(stops))
-        if not self.stop_ids:
-            raise TemplateError(
-                "nothing ends a reply: the chat template writes no token after one and the tokenizer has no "
-                "eos_token; set one of them"
-            )
-        self.can_think = self._can_think()
+        self.stop_ids: tuple[int, ...] = self._stop_ids()
+        self._writer = ReplyWriter(self.template)
         self.dialect: Dialect
         self.dialect, self.tools_problem = self._find_dialect(dialect)
         self.template.tags = self.dialect.tags
+        self._tokens = self.template.encoder.control | (
+            (self.dialect.tags | {OPEN, CLOSE}) & self.template.encoder.added.keys()
+        )
+        """What counts as a token where its id was sampled, and as text where it was spelled."""
+        self._bridge, self._history = Bridge(self.template), History(self.template)
+        self.can_think = self._says(Message.assistant("Yes.", reasoning=PROBE))
+        """A reply may hold thinking after this generation prompt."""
+        self.speaks_beside_calls = not self._writer.moves_content and self._says(
+            Message.assistant(PROBE, probe_call("a"))
+        )
+        """Text beside calls is written where it is said."""
         self.fingerprint: str = hashlib.sha256(
             json.dumps(
                 [
                     self.template.encoder.fingerprint(), self.template.source,
-                    json.dumps(dict(kwargs), sort_keys=True, default=str), self.dialect.name,
+                    json.dumps(dict(kwargs), sort_keys=True, default=str), self.dialect.name, thinking,
                 ]
             ).encode()
         ).hexdigest()  # fmt: skip
@@ -129,14 +149,15 @@ class TemplateRenderer:
         """
         if tools and self.tools_problem is not None:
             raise TemplateError(f"{self.tools_problem}; {_TOOLS_HINT}")
-        return Rendered(ids=self._encode(self.template.render(messages, tools, generate=True)))
+        fitted = self._history.fitted(messages)
+        return Rendered(ids=self._encode(self.template.render(fitted, tools, generate=True)))
 
     def bridge(
         self, context_ids: Sequence[int], new_messages: Sequence[Message], tools: Sequence[ToolSchema] = ()
     ) -> Rendered | None:
         """See `Renderer.bridge`."""
         report = self.reports.get(bool(tools))
-        if report is None or not report.bridges:
+        if report is None or kind_of(new_messages) in report.new_segments:
             return None
         try:
             return self.extend(context_ids, new_messages, tools)
@@ -154,35 +175,44 @@ class TemplateRenderer:
         Raises:
             TemplateError: The template refuses the messages, or has no end of turn.
         """
-        end = self._bridge.turn_end(new_messages)
-        if end is None:
-            raise TemplateError("the chat template writes no token after a reply")
-        # Encoded together with the token that ends the turn: some tokens take the white space after them.
-        ids = self._encode(end + self._bridge.tail(new_messages, tools))
-        closed = bool(context_ids) and context_ids[-1] in self._turn_end_ids
-        return Rendered(ids=ids[1:] if closed else ids)
+        return Rendered(ids=self._bridge.ids(context_ids, new_messages, tools))
 
-    def reply(self, message: Message, tools: Sequence[ToolSchema] = ()) -> list[int]:
+    def reply(
+        self, message: Message, tools: Sequence[ToolSchema] = (), context_ids: Sequence[int] = ()
+    ) -> list[int]:
         """See `Renderer.reply`.
 
         Raises:
             TemplateError: This message cannot be said: the template drops part of it, or it would be read
-                back as something else (a content that holds ``<tool_call>``).
+                back as something else (Llama's calls are plain JSON, and so may a content be).
         """
-        ids = self._reply(message)
-        said = self.parse(ids, tools)
-        if _meaning(said) != _meaning(message):
-            raise TemplateError(
+        spelled = self._spelled_out(message) if any(call.error for call in message.tool_calls) else message
+        opened = self._opened(context_ids)
+        problem: TemplateError | None = None
+        for write in (self._writer.whole, self._writer.in_pieces):
+            try:
+                ids = self._after_lead(write(spelled, tools, opened=opened))
+            except TemplateError as cause:
+                problem = problem or cause
+                continue
+            said = self.parse(ids, tools, context_ids)
+            if _meaning(said) == _meaning(message):
+                return ids
+            problem = problem or TemplateError(
                 f"this reply cannot be demonstrated: it would be read back differently. Given {message!r}; "
                 f"read back {said!r}; written {self.decode(ids)!r}"
             )
-        return ids
+        assert problem is not None
+        raise problem
 
-    def parse(self, ids: Sequence[int], tools: Sequence[ToolSchema] = ()) -> Message:
+    def parse(
+        self, ids: Sequence[int], tools: Sequence[ToolSchema] = (), context_ids: Sequence[int] = ()
+    ) -> Message:
         """See `Renderer.parse`."""
         if ids and ids[-1] in self.stop_ids:
             ids = ids[:-1]
-        return self.dialect.parse(self._decode(ids), thinking=self.template.opens_thinking, tools=tools)
+        text = self.template.encoder.decode_marked(ids, self._tokens)
+        return _mended(self.dialect.parse(text, thinking=self._opened(context_ids), tools=tools))
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Renderer.decode`."""
@@ -190,38 +220,32 @@ class TemplateRenderer:
 
     # -- getting there -----------------------------------------------------------------------------
 
-    def _reply(self, message: Message) -> list[int]:
-        """The ids of a reply as the template writes it after its generation prompt."""
-        if message.role != "assistant":
-            raise TemplateError(f"a reply is an assistant's message, not a {message.role}'s")
-        if any(call.error for call in message.tool_calls):
-            message = self._spelled_out(message)
-        question = [Message.user("Hello.")]
-        asked = self.template.render(question, generate=True)
-        answered = self.template.render([*question, message], generate=False)
-        end = self.template.call_turn_end if message.tool_calls else self.template.turn_end
-        if end is None:
+    def _stop_ids(self) -> tuple[int, ...]:
+        ends = [end.sampled for end in (self.template.end, self.template.call_end) if end is not None]
+        stops: list[int] = [self.template.encoder.added[end] for end in ends]
+        if self.tokenizer.eos_token_id is not None:
+            stops.append(self.tokenizer.eos_token_id)
+        if not stops:
             raise TemplateError(
-                "the chat template writes no token after a reply, so none can be demonstrated"
+                "nothing ends a reply: the chat template writes no token after one and the tokenizer has no "
+                "eos_token; set one of them"
             )
-        if not answered.startswith(asked):
-            same = common_length(asked, answered)
-            part = slice(max(0, same - 20), same + 40)
-            raise TemplateError(
-                "the chat template writes a past reply differently from where it asks for one: "
-                f"{asked[part]!r} to ask, {answered[part]!r} for a past one"
-                + (" (the message has reasoning: is thinking off?)" if message.reasoning else "")
-            )
-        stop = answered.rfind(end)
-        if stop < len(asked):
-            raise TemplateError(f"the chat template does not end this reply with {end!r}")
-        # Encoded after the generation prompt's last control token, so that what merges there merges as it
-        # would in the whole; where it would swallow part of the prompt, which the policy cannot, it is
-        # encoded alone.
-        tokens = self.template.encoder.find_added(asked)
-        lead = asked[tokens[-1].start() :] if tokens else ""
-        text, before = answered[len(asked) : stop + len(end)], self._encode(lead)
-        together = self._encode(lead + text)
+        return tuple(dict.fromkeys(stops))
+
+    def _opened(self, context_ids: Sequence[int]) -> bool:
+        """Whether a reply begins inside of its thinking."""
+        if not context_ids:
+            return self.template.opens_thinking
+        return opens_thinking(self._decode(context_ids[-_ASKS:]))
+
+    def _after_lead(self, text: str) -> list[int]:
+        """The ids of a reply's text.
+
+        Encoded after the generation prompt's last control token, so that what merges there merges as it
+        would in the whole; where it would swallow part of the prompt, which the policy cannot, it is encoded
+        alone.
+        """
+        before, together = self._encode(self._writer.lead), self._encode(self._writer.lead + text)
         return together[len(before) :] if together[: len(before)] == before else self._encode(text)
 
     def _spelled_out(self, message: Message) -> Message:
@@ -233,35 +257,40 @@ class TemplateRenderer:
             reasoning=message.reasoning,
         )
 
-    def _can_think(self) -> bool:
-        """Whether a reply may hold thinking after this generation prompt."""
+    def _says(self, message: Message) -> bool:
+        """Whether a message can be demonstrated."""
         try:
-            ids = self._reply(Message.assistant("Yes.", reasoning=PROBE))
+            self.reply(message, PROBE_TOOLS if message.tool_calls else ())
         except TemplateError:
             return False
-        return PROBE in self._decode(ids)
+        return True
 
     def _find_dialect(self, name: str | None) -> tuple[Dialect, str | None]:
         """The dialect, and why tools cannot be used where they cannot."""
+        problem = self.template.tools_problem
         if name is not None:
             if name not in DIALECTS:
                 raise TemplateError(f"model.dialect {name!r} is unknown; there are: {', '.join(DIALECTS)}")
-            return DIALECTS[name], self.template.tools_problem
-        if self.template.tools_problem is not None:
-            return PlainDialect(), self.template.tools_problem
-        call = probe_call()
-        question = [Message.user("Hello.")]
-        asked = self.template.render(question, [PROBE_TOOL], generate=True)
-        written = self.template.render([*question, Message.assistant("", call)], [PROBE_TOOL], generate=False)
-        written = written[common_length(asked, written) :]
-        end = self.template.call_turn_end
-        if end is not None:
-            written = written[: written.rfind(end)]
+            return DIALECTS[name], problem
+        if problem is not None:
+            return PlainDialect(), problem
+        calls: tuple[ToolCall, ...] = (probe_call(id="call00001"),)
+        if self.template.has_parallel_calls:
+            calls = (probe_call("a"), *calls)
+        try:
+            written = self._writer.whole(
+                Message.assistant("", *calls), PROBE_TOOLS, opened=self.template.opens_thinking
+            )
+        except TemplateError as cause:
+            return PlainDialect(), str(cause)
+        assert self.template.call_end is not None
+        written = written.removesuffix(self.template.call_end.sampled)
         more: tuple[Dialect, ...] = ()
         if getattr(self.tokenizer, "response_template", None) is not None:
+            asked = self.template.render([Message.user("Hello.")], PROBE_TOOLS, generate=True)
             more = (ResponseTemplateDialect(self.tokenizer, asked),)
         found = find_dialect(
-            written, (call,), thinking=self.template.opens_thinking, tools=(PROBE_TOOL,), more=more
+            written, calls, thinking=self.template.opens_thinking, tools=PROBE_TOOLS, more=more
         )
         if found is not None:
             return found, None
@@ -276,17 +305,34 @@ class TemplateRenderer:
             reports[True] = check_template(self, PROBE_TOOLS)
         else:
             log.info("no tools with this chat template: %s", self.tools_problem)
+        if self.thinking == "template" and not any(report.drops_thinking for report in reports.values()):
+            raise TemplateError(
+                "model.thinking: template does nothing with this chat template, which drops no thinking that "
+                f"could be kept ({reports[max(reports)].note}); remove it"
+            )
         for report in reports.values():
-            if not report.bridges:
+            if report.new_segments == {"tool", "user"} or (report.new_segments and True not in reports):
                 log.warning(
                     "the chat template cannot be extended: each turn is a new segment, prefilled whole. %s",
                     report.note,
                 )
                 break
-            if report.keeps_thinking:
+            if report.new_segments or report.keeps_thinking:
                 log.info("%s", report.note)
                 break
         return reports
+
+
+def _mended(message: Message) -> Message:
+    """A message whose spelled tokens are whole again."""
+    calls = [
+        ToolCall(
+            name=mend(call.name), arguments=mend(dict(call.arguments)), id=mend(call.id),
+            error=mend(call.error), raw=mend(call.raw),
+        )
+        for call in message.tool_calls
+    ]  # fmt: skip
+    return Message.assistant(mend(message.text), *calls, reasoning=mend(message.reasoning))
 
 
 def _meaning(message: Message) -> tuple[Any, ...]:

@@ -7,16 +7,21 @@ looking.
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from turnwise.chat.encoding import Encoder
+from turnwise.chat.thinking import opens_thinking
 from turnwise.errors import TemplateError, boundary
 from turnwise.types import ImageBlock, Message, ToolCall, ToolSchema
 
 # Plain words that no template writes and no tokenizer holds as an added token. Templates that trim, quote or
 # escape what they are given leave them whole.
 PROBE = "xqzprobexqz"
+SLOT = "xqzslotxqz"
 PROBE_TOOL = ToolSchema(
     name="xqztoolxqz",
     description="Look something up.",
@@ -31,6 +36,40 @@ PROBE_TOOL = ToolSchema(
 def probe_call(key: str = PROBE, *, name: str = PROBE_TOOL.name, id: str = "call00000") -> ToolCall:
     """A call of the probe tool. Its id has nine characters, as some templates demand."""
     return ToolCall(name=name, arguments={"key": key}, id=id)
+
+
+QUESTION = (Message.user("Hello."),)
+"""What probing replies answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """How messages are handed to a template, where templates differ."""
+
+    blocks: bool = False
+    """Contents are lists of blocks."""
+    thinking: str = "reasoning_content"
+    """The key of a reply's reasoning."""
+    arguments: type = dict
+    """A call's arguments: a dict, or the text of its JSON."""
+    content: str | None = ""
+    """The content of a reply that only calls."""
+    nine: bool = False
+    """Call ids are of nine letters and digits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """What stands after a reply."""
+
+    sampled: str
+    """The token that the policy ends it with."""
+    past: str
+    """The token that stands there once the conversation has gone on."""
+    borrowed: bool = False
+    """Nothing of its own ends a reply: the token begins what follows (GLM's ``<|user|>``)."""
+    spare: str = ""
+    """What the template writes after a last reply, and leaves out when the conversation goes on."""
 
 
 class ChatTemplate:
@@ -62,28 +101,27 @@ class ChatTemplate:
         self.tags: frozenset[str] = frozenset()
         """Tokens of a tool call, which a malformed call keeps as tokens: set with the dialect."""
 
-        self._in_blocks = False
+        self.form = Form()
+        """How the template takes its messages."""
         if not self._writes([Message.user(PROBE)]):
             # Templates of vision models may take contents as lists of blocks alone.
-            self._in_blocks = True
+            self.form = Form(blocks=True)
             if not self._writes([Message.user(PROBE)]):
-                self._in_blocks = False
+                self.form = Form()
                 self.render([Message.user(PROBE)], generate=False)
                 raise TemplateError("the chat template does not write the text of a user's message")
-        user = [Message.user("Hello.")]
-        asked, unasked = self.render(user, generate=True), self.render(user, generate=False)
-        self.generation_prompt: str | None = asked[len(unasked) :] if asked.startswith(unasked) else None
-        """What asks for a reply; None where asking changes the text before."""
-        self.opens_thinking = asked.rstrip().endswith("<think>")
-        """The generation prompt begins the reply's thinking already."""
-        self.turn_end: str | None = self._find_turn_end()
-        """The token after a reply's text; None where the template writes none."""
-        self.call_turn_end: str | None = self._find_call_turn_end()
-        """The token after a reply that calls tools; None where there is none, or no such reply."""
-        self.has_system = self._writes([Message.system(PROBE), *user])
-        self.has_thinking = self._writes([*user, Message.assistant("Yes.", reasoning=PROBE)])
-        self.has_parallel_calls = self.call_turn_end is not None and self._writes(
-            [*user, Message.assistant("", probe_call("a"), probe_call(id="call00001"))]
+        self.opens_thinking = opens_thinking(self.render(QUESTION, generate=True))
+        """The generation prompt after a user's message begins the reply's thinking already."""
+        self._find_call_form()
+        self.has_thinking = self._find_thinking_key()
+        """Reasoning is written in some reply at least."""
+        self.end: End | None = self._find_end()
+        """After a reply's text; None where the template writes no token there."""
+        self.call_end: End | None = self._find_call_end()
+        """After a reply that calls tools; None where there is none, or no such reply."""
+        self.has_system = self._writes([Message.system(PROBE), *QUESTION])
+        self.has_parallel_calls = self._writes(
+            [*QUESTION, Message.assistant("", probe_call("a"), probe_call(id="call00001"))], [PROBE_TOOL]
         )
         self.tools_problem: str | None = self._find_tools_problem()
         """Why tools cannot be used with this template; None where they can."""
@@ -133,74 +171,131 @@ class ChatTemplate:
         return self.encoder.mark(message.text)
 
     def _row(self, message: Message) -> dict[str, Any]:
-        """A message as templates take it."""
-        row: dict[str, Any] = {"role": message.role, "content": self.content(message)}
+        """A message as this template takes it."""
+        mark = self.encoder.mark
+        content: str | None = self.content(message)
+        row: dict[str, Any] = {"role": message.role}
         if message.reasoning:
-            row["reasoning_content"] = self.encoder.mark(message.reasoning)
-        if message.tool_calls:
-            row["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {
-                        "name": self.encoder.mark(call.name),
-                        "arguments": self.encoder.mark_all(dict(call.arguments)),
-                    },
-                }
-                for call in message.tool_calls
-                if call.error is None
-            ]
-            # A malformed call has no name and arguments to render. It is shown as it was said, tags as
-            # tokens.
-            said = [self.encoder.mark(call.raw, allow=self.tags) for call in message.tool_calls if call.error]
-            if said:
-                row["content"] = "\n".join([*([row["content"]] if row["content"] else []), *said])
-            if not row["tool_calls"]:
-                del row["tool_calls"]
-        if self._in_blocks:
-            row["content"] = [{"type": "text", "text": row["content"]}]
-        if message.tool_call_id is not None:
-            row["tool_call_id"] = message.tool_call_id
+            row[self.form.thinking] = mark(message.reasoning)
+        calls = [self._call(call) for call in message.tool_calls if call.error is None]
+        # A malformed call has no name and arguments to render. It is shown as it was said, tags as tokens.
+        said = [mark(call.raw, allow=self.tags) for call in message.tool_calls if call.error]
+        if said:
+            content = "\n".join([*([content] if content else []), *said])
+        if calls:
+            row["tool_calls"] = calls
+            content = content or self.form.content
+        row["content"] = [{"type": "text", "text": content or ""}] if self.form.blocks else content
+        if message.tool_call_id is not None or (message.role == "tool" and self.form.nine):
+            row["tool_call_id"] = self._call_id(message.tool_call_id or "")
         if message.name is not None:
-            row["name"] = self.encoder.mark(message.name)
+            row["name"] = mark(message.name)
         return row
+
+    def _call(self, call: ToolCall) -> dict[str, Any]:
+        arguments = self.encoder.mark_all(dict(call.arguments))
+        if self.form.arguments is str:
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        function = {"name": self.encoder.mark(call.name), "arguments": arguments}
+        return {"id": self._call_id(call.id), "type": "function", "function": function}
+
+    def _call_id(self, id: str) -> str:
+        if not self.form.nine:
+            return id
+        return "".join(letter for letter in id if letter.isascii() and letter.isalnum())[-9:].rjust(9, "0")
 
     # -- looking at what it does -------------------------------------------------------------------
 
-    def _try(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> str:
-        """The rendering, or nothing where the template refuses."""
+    def attempt(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> str:
+        """The rendering without a generation prompt, or nothing where the template refuses."""
         try:
             return self.render(messages, tools, generate=False)
         except TemplateError:
             return ""
 
-    def _writes(self, messages: Sequence[Message]) -> bool:
-        return PROBE in self._try(messages)
+    def _writes(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> bool:
+        return PROBE in self.attempt(messages, tools)
 
-    def _find_turn_end(self) -> str | None:
-        text = self._try([Message.user("Hello."), Message.assistant(PROBE)])
-        found = self.encoder.find_added(text, text.find(PROBE) + len(PROBE)) if PROBE in text else []
-        return found[0].group() if found else None
+    def _find_call_form(self) -> None:
+        """Set the form in which calls are written; the first, where none is."""
+        first = self.form
+        call = probe_call(id="t0c0")
+        for arguments, content, nine in itertools.product((dict, str), ("", None), (False, True)):
+            self.form = replace(first, arguments=arguments, content=content, nine=nine)
+            written = self.attempt([*QUESTION, Message.assistant("", call)], [PROBE_TOOL])
+            answered = [*QUESTION, Message.assistant("", call), Message.tool(SLOT, call=call)]
+            # A dict that was written as Python shows it was not meant to be one.
+            if PROBE in written and "{'key'" not in written and SLOT in self.attempt(answered, [PROBE_TOOL]):
+                return
+        self.form = first
 
-    def _find_call_turn_end(self) -> str | None:
-        text = self._try([Message.user("Hello."), Message.assistant("", probe_call())], [PROBE_TOOL])
-        if PROBE not in text or self.turn_end is None:
+    def _find_thinking_key(self) -> bool:
+        """Set the key of a reply's reasoning; whether any is written."""
+        call = probe_call("a")
+        for key in ("reasoning_content", "thinking", "reasoning"):
+            self.form = replace(self.form, thinking=key)
+            for reply in (
+                Message.assistant("Yes.", reasoning=PROBE),
+                Message.assistant("", call, reasoning=PROBE),
+            ):
+                if self._writes([*QUESTION, reply], [PROBE_TOOL] if reply.tool_calls else []):
+                    return True
+        self.form = replace(self.form, thinking="reasoning_content")
+        return False
+
+    def _find_end(self) -> End | None:
+        said = [*QUESTION, Message.assistant(PROBE)]
+        last, going = self.attempt(said), self.attempt([*said, Message.user(SLOT)])
+        after = self._tokens_after(PROBE, last)
+        past = self._tokens_after(PROBE, going.partition(SLOT)[0])
+        if after:
+            return End(sampled=after[0], past=past[0] if past else after[0])
+        if past:
+            return End(sampled=past[0], past=past[0], borrowed=True, spare=_beyond(last, going))
+        return None
+
+    def _find_call_end(self) -> End | None:
+        called = [*QUESTION, Message.assistant("", probe_call())]
+        last = self.attempt(called, [PROBE_TOOL])
+        if PROBE not in last or self.end is None:
             return None
-        start = text.rfind(PROBE) + len(PROBE)
-        if self.turn_end in text[start:]:
-            return self.turn_end
+        after = self._tokens_after(PROBE, last)
+        if self.end.borrowed:
+            going = self.attempt([*called, Message.tool(SLOT, call=probe_call())], [PROBE_TOOL])
+            spare = _beyond(last, going)
+            found = self.encoder.find_control(going, len(last) - len(spare))
+            if not found:
+                return None
+            token = found[0].group()
+            return End(sampled=token, past=token, borrowed=True, spare=spare)
+        if self.end.sampled in after:
+            return self.end
         # The call's own closing tags come first; what ends the turn comes last.
-        found = self.encoder.find_added(text, start)
-        return found[-1].group() if found else None
+        return End(sampled=after[-1], past=after[-1]) if after else None
+
+    def _tokens_after(self, mark: str, text: str) -> list[str]:
+        """The control tokens after the last ``mark`` in ``text``, in order."""
+        start = text.rfind(mark)
+        return [] if start < 0 else [found.group() for found in self.encoder.find_control(text, start)]
 
     def _find_tools_problem(self) -> str | None:
-        user = Message.user("Hello.")
-        if PROBE_TOOL.name not in self._try([user], [PROBE_TOOL]):
+        if PROBE_TOOL.name not in self.attempt(QUESTION, [PROBE_TOOL]):
             return "the chat template does not write the tools that it is given"
         call = probe_call()
-        if PROBE not in self._try([user, Message.assistant("", call)], [PROBE_TOOL]):
+        if PROBE not in self.attempt([*QUESTION, Message.assistant("", call)], [PROBE_TOOL]):
             return "the chat template does not write an assistant message's tool calls"
-        answered = [user, Message.assistant("", probe_call("a")), Message.tool(PROBE, call=call)]
-        if PROBE not in self._try(answered, [PROBE_TOOL]):
+        answered = [*QUESTION, Message.assistant("", probe_call("a")), Message.tool(PROBE, call=call)]
+        if PROBE not in self.attempt(answered, [PROBE_TOOL]):
             return "the chat template does not write tool results"
         return None
+
+
+def _beyond(last: str, going: str) -> str:
+    """The end of ``last`` that ``going`` does not have."""
+    return last[common_length(last, going) :]
+
+
+def common_length(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many items two sequences share from the front."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -1,4 +1,4 @@
-"""Thinking in ``<think>…</think>`` at a reply's beginning, as most reasoning models write it."""
+"""Thinking at a reply's beginning: ``<think>…</think>``, as most reasoning models write it, and its likes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ import re
 
 OPEN, CLOSE = "<think>", "</think>"
 
-_BLOCK = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+_BLOCK = re.compile(
+    r"<think>.*?</think>\s*"
+    r"|<\|channel>thought.*?<channel\|>\s*"  # Gemma 4
+    r"|<\|channel\|>analysis<\|message\|>.*?<\|end\|>(?:<\|start\|>assistant)?"  # gpt-oss
+    r"| to=self<\|message\|>.*?<\|eom\|>(?:<\|start\|>assistant)?",  # Muse
+    re.DOTALL,
+)
+
+
+def opens_thinking(asked: str) -> bool:
+    """Whether the text that asks for a reply ends inside of its thinking."""
+    return asked.rstrip().endswith((OPEN, "<|channel>thought"))
 
 
 def split_thinking(text: str, *, opened: bool = False) -> tuple[str | None, str]:

@@ -1,0 +1,178 @@
+r"""`ReplyWriter`: a reply as the policy would have sampled it, taken from how the template writes a past one.
+
+The template is asked for a small conversation that ends with the reply; what stands behind the generation
+prompt, up to the end of the turn, is the reply. Where a past reply is written differently from where one is
+asked for, the generation prompt is the truth:
+
+    asked    …<｜Assistant｜><think>\n            (DeepSeek R1: it opens the thinking)
+    history  …<｜Assistant｜>Four.<｜end▁of▁sentence｜>       (and drops it later)
+    reply                       └ "Two and two.\n</think>\n\nFour.<｜end▁of▁sentence｜>"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from turnwise.chat.template import (
+    PROBE,
+    PROBE_TOOL,
+    QUESTION,
+    SLOT,
+    ChatTemplate,
+    End,
+    common_length,
+    probe_call,
+)
+from turnwise.errors import TemplateError
+from turnwise.types import Message, ToolSchema
+
+
+class ReplyWriter:
+    """Writes replies for one template."""
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self._template = template
+        asked = template.render(QUESTION, generate=True)
+        tokens = template.encoder.find_control(asked)
+        self.lead = asked[tokens[-1].start() :] if tokens else ""
+        """The generation prompt from its last control token on: a reply's first letters may merge with it."""
+        said = template.attempt([*QUESTION, Message.assistant(PROBE)])
+        shared = common_length(asked, said)
+        self._asks = asked[shared:]
+        """What only the generation prompt has before a reply."""
+        self._past = said[shared:].partition(PROBE)[0]
+        """What only a past reply has before its text."""
+        self.moves_content = self._moves_content()
+        """Text beside calls is written behind them."""
+        self._opening, self._closing = self._find_thinking(asked)
+
+    def whole(self, message: Message, tools: Sequence[ToolSchema] = (), *, opened: bool) -> str:
+        """The marked text of a reply with its end, as the template writes it.
+
+        Args:
+            message: What to say.
+            tools: What the policy was told of.
+            opened: The generation prompt in the reply's context begins the thinking.
+
+        Raises:
+            TemplateError: The template cannot write it where it asks for a reply.
+        """
+        if message.role != "assistant":
+            raise TemplateError(f"a reply is an assistant's message, not a {message.role}'s")
+        if message.text and message.tool_calls and self.moves_content:
+            raise TemplateError("the chat template writes the text of a reply behind its calls")
+        return self._body(message, tools, opened=opened) + self._end(message).sampled
+
+    def in_pieces(self, message: Message, tools: Sequence[ToolSchema] = (), *, opened: bool) -> str:
+        """The same for text beside calls, each written by itself.
+
+        Raises:
+            TemplateError: As for `whole`, or the message has not both.
+        """
+        if not (message.text and message.tool_calls):
+            raise TemplateError("the chat template writes this reply in one way only")
+        said = self._body(replace(message, tool_calls=()), tools, opened=opened)
+        called = replace(message, content="", reasoning=None)
+        return said + self._body(called, tools, opened=False) + self._end(message).sampled
+
+    def _end(self, message: Message) -> End:
+        end = self._template.call_end if message.tool_calls else self._template.end
+        if end is None:
+            raise TemplateError(
+                "the chat template writes no token after a reply, so none can be demonstrated"
+            )
+        return end
+
+    def _body(self, message: Message, tools: Sequence[ToolSchema], *, opened: bool) -> str:
+        """A reply up to its end, as it follows the generation prompt."""
+        template = self._template
+        calls = any(call.error is None for call in message.tool_calls)
+        tools = tools or ((PROBE_TOOL,) if calls else ())
+        asked = template.render(QUESTION, tools, generate=True)
+        written = self._written(message, tools, asked)
+        thought = template.encoder.mark(message.reasoning or "").strip()
+        if written.startswith(asked):
+            body = written[len(asked) :]
+            if thought and thought not in body and not template.opens_thinking:
+                body = f"{self._opening}{thought}{self._closing}{body}" if self._closing else body
+        elif template.opens_thinking:
+            # Without reasoning the template may leave out the block, or empty it, as nothing sampled would
+            # be.
+            probed = self._written(replace(message, reasoning=PROBE), tools, asked)
+            if not thought and probed.startswith(asked) and PROBE in probed:
+                body = probed[len(asked) :].replace(PROBE, "", 1)
+            else:
+                body = thought + self._closing + self._behind_head(written, asked)
+        else:
+            raise self._differs(written, asked, message)
+        if opened == template.opens_thinking:
+            return body
+        if opened:
+            found = body.startswith(self._opening)
+            return body[len(self._opening) :] if found else self._closing.lstrip("\n") + body
+        return self._opening + body if thought else body.removeprefix(self._closing)
+
+    def _written(self, message: Message, tools: Sequence[ToolSchema], asked: str) -> str:
+        """The conversation up to the reply's end, as the template writes it."""
+        answered = self._template.render([*QUESTION, message], tools, generate=False)
+        calls = any(call.error is None for call in message.tool_calls)
+        end = self._template.call_end if calls else self._template.end
+        if end is None:
+            raise TemplateError(
+                "the chat template writes no token after a reply, so none can be demonstrated"
+            )
+        if end.borrowed:
+            return answered.removesuffix(end.spare)
+        stop = answered.find(end.sampled, common_length(asked, answered))
+        if stop < 0:
+            raise TemplateError(f"the chat template does not end this reply with {end.sampled!r}")
+        return answered[:stop]
+
+    def _behind_head(self, written: str, asked: str) -> str:
+        """A past reply's text, without what stands before it."""
+        head = asked.removesuffix(self._asks) + self._past
+        if not written.startswith(head):
+            raise self._differs(written, asked, None)
+        return written[len(head) :]
+
+    def _differs(self, written: str, asked: str, message: Message | None) -> TemplateError:
+        same = common_length(asked, written)
+        part = slice(max(0, same - 20), same + 40)
+        return TemplateError(
+            "the chat template writes a past reply differently from where it asks for one: "
+            f"{asked[part]!r} to ask, {written[part]!r} for a past one"
+            + (" (the message has reasoning: is thinking off?)" if message and message.reasoning else "")
+        )
+
+    # -- looking at what the template does ---------------------------------------------------------
+
+    def _moves_content(self) -> bool:
+        text = self._template.attempt([*QUESTION, Message.assistant(SLOT, probe_call())], [PROBE_TOOL])
+        return 0 <= text.find(PROBE) < text.find(SLOT)
+
+    def _find_thinking(self, asked: str) -> tuple[str, str]:
+        """What stands before and after a reply's reasoning; the second is empty where there is none."""
+        template = self._template
+        opening = asked[asked.rfind("<") :] if template.opens_thinking else ""
+        for reply, tools in (
+            (Message.assistant(SLOT), []),
+            (Message.assistant("", probe_call(SLOT)), [PROBE_TOOL]),
+        ):
+            try:
+                asked = template.render(QUESTION, tools, generate=True)
+            except TemplateError:
+                continue
+            thinking = template.attempt([*QUESTION, replace(reply, reasoning=PROBE)], tools)
+            silent = template.attempt([*QUESTION, reply], tools)
+            before, found, after = thinking.partition(PROBE)
+            if found and before.startswith(asked) and SLOT in after:
+                # What follows the reasoning also where there is none belongs to the reply itself.
+                shared = common_length(after[::-1], silent[len(asked) :][::-1])
+                closing = after[: len(after) - shared] if silent.startswith(asked) else ""
+                closing = closing or after.partition(SLOT)[0]
+                return opening or before[len(asked) :], closing
+        if template.opens_thinking:
+            # As those write it that leave it out of the history: R1 between line breaks, V3.1 without.
+            return opening, "\n</think>\n\n" if asked.endswith("\n") else "</think>"
+        return "", ""

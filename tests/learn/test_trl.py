@@ -78,9 +78,14 @@ def rows() -> Iterator[tuple[dict[str, torch.Tensor], list[Sample]]]:
     lengths = [12, 7, 9, 4]
     there = np.arange(COMPLETION)[None] < np.array(lengths)[:, None]
     own = there & (rng.random(shape) < 0.7)
-    old = rng.normal(-6, 0.3, size=shape).astype(np.float32)
-    reference = rng.normal(-6, 0.3, size=shape).astype(np.float32)
-    advantages = rng.normal(size=B).astype(np.float32)
+    with torch.no_grad():
+        ids = torch.from_numpy(np.concatenate([prompts, completions], axis=1))
+        logits = tiny_qwen3(hidden=32)(ids).logits[:, PROMPT - 1 : -1]
+        now = logits.log_softmax(-1).gather(-1, ids[:, PROMPT:, None])[..., 0].numpy()
+    # As far from the model as a few updates, or another kernel, would take it.
+    old = (now + rng.normal(0, 0.3, size=shape)).astype(np.float32)
+    reference = (now + rng.normal(0, 0.3, size=shape)).astype(np.float32)
+    advantages = np.array([0.8, -1.1, 1.3, -0.4], dtype=np.float32)
     inputs = {
         "prompt_ids": torch.from_numpy(prompts),
         "prompt_mask": torch.ones(B, PROMPT, dtype=torch.long),
@@ -116,32 +121,65 @@ def rows() -> Iterator[tuple[dict[str, torch.Tensor], list[Sample]]]:
     yield inputs, samples
 
 
+GSPO = {"importance_sampling_level": "sequence", "epsilon": 0.02, "epsilon_high": 0.03}
+GSPO |= {"use_bias_correction_kl": False}  # It would multiply with the sequence's ratio: no estimate of ours.
+GSPO_CLIPS = {"clip_low": 0.02, "clip_high": 0.03, "kl_estimator": "k3"}
+CLIPS = {"clip_low": 0.2, "clip_high": 0.28}
+
+
 @pytest.mark.parametrize(
-    ("loss_type", "settings"),
+    ("theirs", "ours"),
     [
-        ("grpo", {"loss": "ppo", "normalise": "sequence"}),
-        ("dapo", {"loss": "dapo", "normalise": "token"}),
-        ("dr_grpo", {"loss": "ppo", "normalise": "constant"}),
+        ({"loss_type": "grpo"}, {"loss": "ppo", "normalise": "sequence", **CLIPS}),
+        ({"loss_type": "dapo"}, {"loss": "dapo"}),
+        ({"loss_type": "bnpo"}, {"loss": "bnpo", **CLIPS}),
+        ({"loss_type": "dr_grpo"}, {"loss": "dr_grpo", "normalise": "constant", **CLIPS}),
+        (
+            {"loss_type": "grpo", **GSPO},
+            {"loss": "gspo", "normalise": "sequence", **GSPO_CLIPS},
+        ),
+        (
+            {"loss_type": "luspo", **GSPO},
+            {"loss": "luspo", "normalise": "sum", **GSPO_CLIPS},
+        ),
+        # Their epsilon_high is the cap itself.
+        ({"loss_type": "cispo", "epsilon_high": 1.1}, {"loss": "cispo", "clip_high": 0.1}),
+        ({"loss_type": "sapo"}, {"loss": "sapo", "normalise": "sequence"}),
+        ({"loss_type": "vespo"}, {"loss": "vespo"}),
+        ({"loss_type": "dapo", "use_bias_correction_kl": False}, {"loss": "dapo", "kl_estimator": "k3"}),
+        ({"loss_type": "dapo", "entropy_coef": 0.05}, {"loss": "dapo", "entropy": 0.05}),
     ],
+    ids=lambda settings: " ".join(str(value) for value in settings.values()),
 )
 def test_loss_and_gradients_equal_trls(
-    loss_type: str,
-    settings: dict[str, str],
+    theirs: dict[str, Any],
+    ours: dict[str, Any],
     rows: tuple[dict[str, torch.Tensor], list[Sample]],
     model_dir: Path,
     dataset: Any,
     tmp_path: Path,
 ) -> None:
     inputs, samples = rows
-    trainer = grpo_trainer(
-        model_dir, dataset, tmp_path, loss_type=loss_type, beta=0.05, epsilon=0.2, epsilon_high=0.28
-    )
+    settings = {"beta": 0.05, "epsilon": 0.2, "epsilon_high": 0.28, **theirs}
+    trainer = grpo_trainer(model_dir, dataset, tmp_path, **settings)
+    metrics = compare(trainer, inputs, samples, {"kl": 0.05, **ours})
+    logged = trainer._metrics["train"]
+    names = {"entropy": "entropy", "kl_reference": "kl"}
+    if settings["loss_type"] in ("grpo", "dapo", "bnpo", "dr_grpo"):
+        if "importance_sampling_level" not in theirs:  # Theirs counts sequences then, ours tokens.
+            names |= {"clip_low": "clip_ratio/low_mean", "clip_high": "clip_ratio/high_mean"}
+        assert metrics["clip_low"] > 0 and metrics["clip_high"] > 0
+    for name, their in names.items():
+        assert metrics[name] == pytest.approx(logged[their][0], abs=1e-5)
+
+
+def compare(
+    trainer: Any, inputs: dict[str, torch.Tensor], samples: list[Sample], ours: dict[str, Any]
+) -> dict[str, float]:
+    """Loss and gradients of all parameters, theirs and ours; returns our metrics."""
     theirs = trainer._compute_loss(trainer.model, inputs)
     theirs.backward()
-
-    config = RlConfig.model_validate(
-        {"steps": 1, "groups": {"e": 1}, "clip_low": 0.2, "clip_high": 0.28, "kl": 0.05, **settings}
-    )
+    config = RlConfig.model_validate({"steps": 1, "groups": {"e": 1}, **ours})
     learner = Learner(
         PolicyModel(tiny_qwen3(hidden=32)),
         tiny_tokenizer(),
@@ -151,20 +189,74 @@ def test_loss_and_gradients_equal_trls(
     )
     constant = COMPLETION if config.normalise == "constant" else None
     metrics = learner.forward_backward(
-        weigh(samples, config.normalise, max_tokens=constant), make_loss(config)
+        weigh(samples, config.normalise, max_tokens=constant),
+        make_loss(config),
+        entropy_gradient=config.entropy > 0,
     )
     assert metrics["loss"] == pytest.approx(float(theirs), abs=1e-5)
     gradients = dict(trainer.model.named_parameters())
+    largest = 0.0
     for name, parameter in learner.model.trainable:
         torch.testing.assert_close(parameter.grad, gradients[name].grad, atol=1e-5, rtol=1e-4)
-    logged = trainer._metrics["train"]
-    for ours, their in {
-        "entropy": "entropy",
-        "kl_reference": "kl",
-        "clip_low": "clip_ratio/low_mean",
-        "clip_high": "clip_ratio/high_mean",
-    }.items():
-        assert metrics[ours] == pytest.approx(logged[their][0], abs=1e-5)
+        largest = max(largest, float(parameter.grad.abs().max()))
+    assert largest > 1e-2, "what is compared is not all but zero"
+    return metrics
+
+
+@pytest.mark.parametrize(
+    ("mode", "bounds", "correction"),
+    [
+        ("token_truncate", (None, 1.1), {"kind": "tis", "high": 1.1}),
+        ("token_mask", (0.85, 1.2), {"kind": "icepop", "low": 0.85, "high": 1.2}),
+        ("sequence_truncate", (None, 1.1), {"kind": "sequence_truncate", "high": 1.1}),
+        ("sequence_mask", (0.5, 2.0), {"kind": "sequence_mask", "low": 0.5, "high": 2.0}),
+    ],
+)
+def test_sampler_correction_equals_trls(
+    mode: str,
+    bounds: tuple[float | None, float],
+    correction: dict[str, Any],
+    rows: tuple[dict[str, torch.Tensor], list[Sample]],
+    model_dir: Path,
+    dataset: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All but their call of vLLM is theirs: what it would have returned is put in its place."""
+    tokens, samples = rows
+    trainer = grpo_trainer(
+        model_dir, dataset, tmp_path, loss_type="grpo", vllm_importance_sampling_mode=mode,
+        vllm_importance_sampling_clip_min=bounds[0], vllm_importance_sampling_clip_max=bounds[1],
+    )  # fmt: skip
+    trainer.use_vllm = True
+
+    def each(values: torch.Tensor) -> list[list[Any]]:
+        lengths = tokens["completion_mask"].sum(1).tolist()
+        return [row[:n].tolist() for row, n in zip(values, lengths, strict=True)]
+
+    played = (
+        tokens["prompt_ids"].tolist(), each(tokens["completion_ids"]), each(tokens["tool_mask"]),
+        ["done"] * B, each(tokens["old_per_token_logps"]), {}, None, None,
+    )  # fmt: skip
+    monkeypatch.setattr(trainer, "_generate", lambda prompts: played)
+    inputs = trainer._generate_and_score_completions([{"prompt": "hi"} for _ in range(B)])
+    weights = inputs["importance_sampling_ratio"]
+    samples = [
+        replace(one, advantages_T=np.where(one.loss_mask_T, np.float32(advantage), np.float32(0)))
+        for one, advantage in zip(samples, inputs["advantages"], strict=True)
+    ]
+    metrics = compare(
+        trainer, inputs, samples, {"normalise": "sequence", "correction": correction, "loss": "ppo"}
+    )
+    own = (tokens["completion_mask"] * tokens["tool_mask"]).bool()
+    weights = weights.expand(own.shape)[own]
+    assert metrics["correction"] == pytest.approx(float(weights.mean()), abs=1e-5)
+    assert metrics["correction_max"] == pytest.approx(float(weights.max()), abs=1e-5)
+    assert metrics["correction_rejected"] == pytest.approx(float((weights == 0).float().mean()))
+    if mode.endswith("mask"):
+        assert 0 < metrics["correction_rejected"] < 1
+    else:
+        assert metrics["correction_max"] == pytest.approx(1.1)
 
 
 @pytest.mark.parametrize(("name", "scale"), [("grpo", "group"), ("dr_grpo", "none")])
@@ -208,4 +300,4 @@ def test_the_fixture_would_show_a_wrong_mask(
     loss = make_loss(RlConfig.model_validate({"steps": 1, "groups": {"e": 1}}))
     right = learner.forward_backward(weigh(samples, "token"), loss)["loss"]
     shifted = [replace(s, loss_mask_T=np.append(s.loss_mask_T[1:], False)) for s in samples]
-    assert abs(learner.forward_backward(weigh(shifted, "token"), loss)["loss"] - right) > 1e-2
+    assert abs(learner.forward_backward(weigh(shifted, "token"), loss)["loss"] - right) > 1e-3

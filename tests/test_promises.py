@@ -20,10 +20,10 @@ import torch
 from tests.end_to_end.tiny import Child, Trap, play, recipe
 from tests.support import rollouts
 from tests.support.rollouts import call, calls, renderer
-from turnwise.config import BatchConfig, ModelConfig, OptimizerConfig
+from turnwise.config import BatchConfig, ModelConfig, OptimizerConfig, RlConfig
 from turnwise.engines.scripted import ScriptedEngine
 from turnwise.errors import LearnError, RecipeError
-from turnwise.learn.advantages import credit
+from turnwise.learn.credit import credit
 from turnwise.learn.learner import Learner
 from turnwise.learn.losses import make_loss
 from turnwise.learn.model import load_model
@@ -157,7 +157,8 @@ def test_4_a_bad_rollout_is_data_not_a_crash(tmp_path: Path) -> None:
     assert told.turns[0].tool_results[0].error is not None and told.reward == 1.0
     assert lost.stop_reason is StopReason.ENV_FAILED and lost.reward is None and lost.error is not None
     assert (truncated.reward, right.reward) == (0.0, 1.0)
-    credits = credit([group], "dr_grpo").by_id
+    config = RlConfig(steps=1, groups={"shop": 1}, advantage="dr_grpo")
+    credits = {id: advantages[0] for id, advantages in credit([group], config).by_id.items()}
     assert credits == pytest.approx({"t/0/s0": 1 / 3, "t/0/s2": -2 / 3, "t/0/s3": 1 / 3})
 
     from tests.pipeline.test_bad_input import test_nan_as_the_rule_stops_the_run as too_many_stop_the_run

@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 
 from turnwise.config import OptimizerConfig, Recipe, SamplingConfig, Section
+from turnwise.recipe_rules_credit import credit_problems, idle_credit_keys
 from turnwise.recipe_rules_loss import idle_loss_keys, loss_problems
 
 
@@ -43,7 +44,7 @@ def idle_keys(recipe: Recipe) -> dict[str, str]:
         if optimizer.kind == "adamw":
             idle[f"{stage}.optimizer.muon_lr"] = f"with {stage}.optimizer.kind=adamw"
     if recipe.rl is not None:
-        idle |= idle_loss_keys(recipe.rl)
+        idle |= idle_loss_keys(recipe.rl) | idle_credit_keys(recipe.rl)
     if recipe.evaluate is not None and recipe.evaluate.sampling.temperature == 0:
         for key in ("top_p", "top_k", "min_p"):
             idle[f"evaluate.sampling.{key}"] = "at temperature 0"
@@ -156,6 +157,7 @@ def _rl(recipe: Recipe) -> Iterator[str]:
     groups = sum(rl.groups.values())
     if rl.minibatches > groups:
         yield f"rl.minibatches: {rl.minibatches} need as many groups a step, and rl.groups has {groups}"
+    yield from credit_problems(rl)
     yield from loss_problems(rl)
     if rl.sampling.temperature == 0:
         yield "rl.sampling.temperature: siblings must differ to be compared, found 0; use 1.0"

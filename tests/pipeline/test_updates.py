@@ -89,7 +89,7 @@ def test_rows_without_advantage_are_left_out_and_change_no_weight() -> None:
     flat = group("a", 9, 1.0, 1.0)
     (alone,) = updates_of([GROUPS[0]], config(normalise="sequence"), seed=0, step=1)
     (both,) = updates_of([GROUPS[0], flat], config(normalise="sequence"), seed=0, step=1)
-    assert (both.left_out, both.flat, both.groups) == (2, 1, 2)
+    assert (both.left_out, both.credit["flat_groups"]) == (2, 0.5)
     assert [one.trajectory_id for one in both.samples] == [one.trajectory_id for one in alone.samples]
     assert alone.samples[0].weights_T.tolist() == pytest.approx([0, 0, 1 / 8, 1 / 8])
     assert both.samples[0].weights_T.tolist() == pytest.approx([0, 0, 1 / 12, 1 / 12])

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from turnwise.config.credit import CreditConfig
 from turnwise.config.loss import CorrectionKind, KlEstimator, LossName
 from turnwise.config.parts import BatchConfig, OptimizerConfig, SamplingConfig
 from turnwise.config.rl import RlConfig
@@ -19,6 +20,7 @@ __all__ = [
     "BatchConfig",
     "CollectConfig",
     "CorrectionKind",
+    "CreditConfig",
     "EngineConfig",
     "EnvConfig",
     "EvaluateConfig",

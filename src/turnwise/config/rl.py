@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from turnwise.config.credit import AdvantageName, CreditConfig, Scale
 from turnwise.config.loss import (
     CorrectionConfig,
     DppoConfig,
@@ -26,7 +27,14 @@ class RlConfig(Section):
     groups: dict[str, int]
     """Groups of each environment per step."""
     group_size: int = Field(8, ge=2)
-    advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
+    advantage: AdvantageName = "grpo"
+    """How much better a reward was than what it is compared with (docs/algorithms.md)."""
+    scale: Scale | None = None
+    """What ``grpo`` and ``rloo`` divide by: the deviation of the group, that of the environment's whole step,
+    or nothing. If not set: group for grpo, none for rloo."""
+    rewards: Literal["sum", "separately"] = "sum"
+    """Compare the weighted sum of an episode's rewards, or each by itself and add up (GDPO)."""
+    credit: CreditConfig = CreditConfig()
     loss: LossName = "ppo"
     clip_low: float | None = Field(None, gt=0)
     """How far a bad token's ratio may fall; if not set, the loss's own (docs/algorithms.md), for most 0.2."""

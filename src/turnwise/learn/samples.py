@@ -23,14 +23,17 @@ _NOT_SAMPLED = -1
 """Version of a token that no weights drew."""
 
 
-def rl_samples(trajectory: Trajectory, advantage: float, *, allow_cuts: bool = False) -> list[Sample]:
+def rl_samples(
+    trajectory: Trajectory, advantage: float | Sequence[float], *, allow_cuts: bool = False
+) -> list[Sample]:
     """One sample for each segment of a sampled trajectory, from its recorded ids.
 
     Weights are 0 until `turnwise.learn.normalise.weigh` sets them over the whole update.
 
     Args:
         trajectory: Played by an engine.
-        advantage: Of the whole trajectory, given to each of its sampled tokens.
+        advantage: One for each turn, over all segments in order, given to each of the turn's sampled
+            tokens; or one for all turns.
         allow_cuts: Whether the loss corrects for the sampler. Where top-k, top-p or min-p cut its
             distribution, a kept token was drawn with its probability over the kept mass.
 
@@ -50,6 +53,9 @@ def rl_samples(trajectory: Trajectory, advantage: float, *, allow_cuts: bool = F
             "Set top_k to 0, top_p to 1 and min_p to 0 in rl.sampling, or rl.correction.kind to what weighs "
             "tokens by the sampler's own probabilities, such as tis"
         )
+    turns = len(trajectory.turns)
+    advantages = [advantage] * turns if isinstance(advantage, float) else list(advantage)
+    assert len(advantages) == turns, f"{len(advantages)} advantages for {turns} turns of {trajectory.id}"
     samples = []
     for segment in trajectory.segments:
         row = _Row()
@@ -64,7 +70,8 @@ def rl_samples(trajectory: Trajectory, advantage: float, *, allow_cuts: bool = F
             row.reply(turn.ids, logprobs=logprobs, versions=turn.versions)
         if segment.turns:
             # Greedy play records untempered logprobs.
-            samples.append(row.sample(trajectory, segment.images, sampling.temperature or 1.0, advantage))
+            own, advantages = advantages[: len(segment.turns)], advantages[len(segment.turns) :]
+            samples.append(row.sample(trajectory, segment.images, sampling.temperature or 1.0, own))
     return samples
 
 
@@ -133,7 +140,7 @@ class Demonstrations:
             rows[-1].reply(turn.ids if turn.ids is not None else self._reply(turn, trajectory.tools))
             messages += [turn.message, *turn.feedback]
             new = turn.feedback
-        return [row.sample(trajectory, used, 1.0, 0.0) for row, used in zip(rows, images, strict=True)]
+        return [row.sample(trajectory, used, 1.0) for row, used in zip(rows, images, strict=True)]
 
     def _reply(self, turn: Turn, tools: Sequence[ToolSchema]) -> list[int]:
         key = _reply_key(turn.message, tools)
@@ -185,9 +192,13 @@ class _Row:
         self.versions += [_NOT_SAMPLED] * len(ids) if versions is None else versions
 
     def sample(
-        self, trajectory: Trajectory, images: tuple[str, ...], temperature: float, advantage: float
+        self,
+        trajectory: Trajectory,
+        images: tuple[str, ...],
+        temperature: float,
+        advantages: Sequence[float] = (),
     ) -> Sample:
-        """The row as arrays, checked."""
+        """The row as arrays, checked; with an advantage for each reply, or none for all."""
         length = len(self.ids)
         if not length == len(self.logprobs) == len(self.versions):
             raise LearnError(
@@ -204,12 +215,15 @@ class _Row:
             mask_T[start:end] = True
         # Promise 2: on each of the policy's own tokens exactly once.
         assert int(mask_T.sum()) == sum(end - start for start, end in self.spans)
+        advantages_T = np.zeros(length, dtype=np.float32)
+        for (start, end), advantage in zip(self.spans, advantages or [0.0] * len(self.spans), strict=True):
+            advantages_T[start:end] = advantage
         logprobs_T = np.array(self.logprobs, dtype=np.float32)
         return Sample(
             token_ids_T=np.array(self.ids, dtype=np.int32),
             loss_mask_T=mask_T,
             logprobs_T=logprobs_T,
-            advantages_T=np.where(mask_T, np.float32(advantage), np.float32(0)),
+            advantages_T=advantages_T,
             weights_T=np.zeros(length, dtype=np.float32),
             versions_T=np.array(self.versions, dtype=np.int32),
             trajectory_id=trajectory.id,

@@ -190,10 +190,8 @@ def _over_updates(found: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _credit_metrics(updates: Sequence[Update]) -> dict[str, float]:
-    groups = sum(update.groups for update in updates)
     return {
-        "flat_groups": sum(update.flat for update in updates) / groups if groups else 0.0,
-        "lone_groups": float(sum(update.lone for update in updates)),
+        **updates[0].credit,
         "samples": float(sum(len(update.samples) for update in updates)),
         "left_out_samples": float(sum(update.left_out for update in updates)),
     }

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from turnwise.config import RlConfig
-from turnwise.learn.advantages import credit
+from turnwise.learn.credit import Credit, credit
 from turnwise.learn.normalise import weigh
 from turnwise.learn.samples import rl_samples
 from turnwise.types import Reward, Sample, Trajectory, TrajectoryGroup
@@ -22,11 +22,8 @@ class Update:
     samples: tuple[Sample, ...]
     """Weighed; those that would add nothing are left out, which changes no other's weight."""
     left_out: int
-    groups: int
-    flat: int
-    """Groups whose siblings all got the same reward."""
-    lone: int
-    """Groups with a single scored sibling."""
+    credit: Mapping[str, float]
+    """Metrics of the whole step's advantages, the same in each of its updates."""
 
 
 def updates_of(
@@ -43,14 +40,14 @@ def updates_of(
     rng = np.random.default_rng([seed, 0xE9, step])
     if config.control == "shuffled_rewards":
         groups = shuffle_rewards(groups, rng)
+    credits = credit(groups, config)
     for _ in range(config.epochs):
         order = rng.permutation(len(groups))
         for part in range(config.minibatches):
-            yield _update([groups[i] for i in sorted(order[part :: config.minibatches])], config)
+            yield _update([groups[i] for i in sorted(order[part :: config.minibatches])], credits, config)
 
 
-def _update(groups: Sequence[TrajectoryGroup], config: RlConfig) -> Update:
-    credits = credit(groups, config.advantage)
+def _update(groups: Sequence[TrajectoryGroup], credits: Credit, config: RlConfig) -> Update:
     samples = [
         sample
         for group in groups
@@ -71,9 +68,7 @@ def _update(groups: Sequence[TrajectoryGroup], config: RlConfig) -> Update:
     return Update(
         samples=tuple(useful),
         left_out=len(weighed) - len(useful),
-        groups=credits.groups,
-        flat=credits.flat,
-        lone=credits.lone,
+        credit=credits.metrics,
     )
 
 

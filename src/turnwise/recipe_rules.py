@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from turnwise.config import OptimizerConfig, Recipe, SamplingConfig, Section
 from turnwise.recipe_rules_credit import credit_problems, idle_credit_keys
 from turnwise.recipe_rules_loss import idle_loss_keys, loss_problems
+from turnwise.recipe_rules_selection import idle_selection_keys, selection_problems
 
 
 def problems(recipe: Recipe) -> list[str]:
@@ -44,7 +45,7 @@ def idle_keys(recipe: Recipe) -> dict[str, str]:
         if optimizer.kind == "adamw":
             idle[f"{stage}.optimizer.muon_lr"] = f"with {stage}.optimizer.kind=adamw"
     if recipe.rl is not None:
-        idle |= idle_loss_keys(recipe.rl) | idle_credit_keys(recipe.rl)
+        idle |= idle_loss_keys(recipe.rl) | idle_credit_keys(recipe.rl) | idle_selection_keys(recipe.rl)
     if recipe.evaluate is not None and recipe.evaluate.sampling.temperature == 0:
         for key in ("top_p", "top_k", "min_p"):
             idle[f"evaluate.sampling.{key}"] = "at temperature 0"
@@ -159,6 +160,7 @@ def _rl(recipe: Recipe) -> Iterator[str]:
         yield f"rl.minibatches: {rl.minibatches} need as many groups a step, and rl.groups has {groups}"
     yield from credit_problems(rl)
     yield from loss_problems(rl)
+    yield from selection_problems(recipe)
     if rl.sampling.temperature == 0:
         yield "rl.sampling.temperature: siblings must differ to be compared, found 0; use 1.0"
     if rl.normalise_by_env and len(rl.groups) == 1:

@@ -16,6 +16,7 @@ from turnwise.config.loss import (
     VespoConfig,
     own_clips,
 )
+from turnwise.config.overlong import OverlongConfig
 from turnwise.config.parts import BatchConfig, OptimizerConfig, SamplingConfig
 from turnwise.config.section import Section
 
@@ -27,6 +28,13 @@ class RlConfig(Section):
     groups: dict[str, int]
     """Groups of each environment per step."""
     group_size: int = Field(8, ge=2)
+    flat_groups: Literal["keep", "drop", "refill"] = "keep"
+    """Groups whose siblings nothing sets apart. keep: they count in ``normalise``; drop: they do not; refill:
+    others are played in their place."""
+    refill_limit: int = Field(4, ge=2)
+    """With ``flat_groups: refill``, a step plays at most so many times its ``groups``; then it goes on with
+    what it has."""
+    overlong: OverlongConfig = OverlongConfig()
     advantage: AdvantageName = "grpo"
     """How much better a reward was than what it is compared with (docs/algorithms.md)."""
     scale: Scale | None = None

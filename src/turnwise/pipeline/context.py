@@ -17,6 +17,7 @@ from turnwise.envs.session import EnvSpec
 from turnwise.errors import RecipeError, TemplateError
 from turnwise.pipeline.tasks import TaskStream, read_rows, routed
 from turnwise.rollout.arena import Arena
+from turnwise.rollout.harness import overlay_limits
 from turnwise.store import RunDir
 from turnwise.types import Message, Sampling, Task, ToolSchema
 from turnwise.view.events import Event, Note, StageFinished, StageStarted
@@ -198,7 +199,11 @@ class Run:
 
     @asynccontextmanager
     async def engine(self, model: ModelSource) -> AsyncIterator[TransformersEngine]:
-        """The embedded engine on a model, closed at the end."""
+        """The embedded engine on a model, closed at the end.
+
+        Raises:
+            RecipeError: An environment's ``max_context`` is more than the engine's.
+        """
         from turnwise.engines.transformers import TransformersEngine
 
         config = self.recipe.engine
@@ -213,9 +218,20 @@ class Run:
             prefill_tokens=config.prefill_tokens,
         )
         try:
+            self._check_contexts(engine.max_context)
             yield engine
         finally:
             await engine.aclose()
+
+    def _check_contexts(self, most: int) -> None:
+        """Refuse limits that the engine would silently undercut."""
+        for name, spec in self.specs.items():
+            asked = overlay_limits(spec.limits, self.recipe.environments[name].limits).max_context
+            if asked is not None and asked > most:
+                raise RecipeError(
+                    f"environments.{name}.limits.max_context is {asked}, and the engine's context is {most} "
+                    "tokens; lower the one, or raise engine.max_context (at most to the model's own)"
+                )
 
     # -- people -------------------------------------------------------------------------------------
 

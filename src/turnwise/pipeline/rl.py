@@ -1,11 +1,11 @@
 """Online reinforcement learning: play, credit, learn, publish. The loop is `_train`; the rest serves it.
 
-    source ──> Scheduler.next_step ──> groups ──> updates_of ──> Learner ──> weights, version v+1 ──┐
-                  ^                     (each episode is on disk before it is used)                  │
-                  └──────────────── engine, policy <──────────────────────────────────────────────┘
+    source ──> Scheduler.next_step ──> groups ──> Selector ──> updates_of ──> Learner ──> weights, v+1 ──┐
+                  ^                 (each episode is on disk before it is used)                          │
+                  └──────────────────────── engine, policy <─────────────────────────────────────────────┘
 
-A step's trajectory ids are recorded before it is learned from. A killed run loads its last checkpoint, makes
-the recorded updates again from disk, and plays only what is missing.
+What a step used up is recorded before it is learned from, what was not selected included. A killed run loads
+its last checkpoint, makes the recorded updates again from disk, and plays only what is missing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from turnwise.learn.learner import Learner
 from turnwise.learn.losses import make_loss
 from turnwise.pipeline.context import Run, sampling_of
 from turnwise.pipeline.learning import load_latest, open_learner, save_model, save_state
+from turnwise.pipeline.selection import Selection, Selector
 from turnwise.pipeline.sink import EpisodeSink
 from turnwise.pipeline.source import GroupSource
 from turnwise.pipeline.updates import Update, group_metrics, updates_of
@@ -54,14 +55,15 @@ async def rl(run: Run) -> None:
             total_steps=config.steps * config.minibatches * config.epochs,
             reference=config.kl > 0,
         )
-        source = GroupSource(run, STAGE, config)
-        step = await _redo(run, config, learner, source)
+        source, selector = GroupSource(run, STAGE, config), Selector(run.recipe)
+        step = await _redo(run, config, learner, source, selector)
         if step < config.steps:
             renderer = run.renderer(model)
             async with run.engine(model) as engine:
                 if learner.version:
                     await engine.load_weights(learner.publish(), learner.version)
-                await _train(run, config, learner, source, engine, ModelPolicy(engine, renderer), step)
+                policy = ModelPolicy(engine, renderer)
+                await _train(run, config, learner, source, selector, engine, policy, step)
         save_model(run, STAGE, config.steps, learner)
         info["steps"] = config.steps
         info["version"] = learner.version
@@ -72,11 +74,13 @@ async def _train(
     config: RlConfig,
     learner: Learner,
     source: GroupSource,
+    selector: Selector,
     engine: TransformersEngine,
     policy: ModelPolicy,
     done: int,
 ) -> None:
     """From step ``done + 1`` to the last."""
+    refills = config.flat_groups == "refill"
     async with Scheduler(
         arenas=run.arenas(policy.renderer),
         policy=policy,
@@ -84,6 +88,8 @@ async def _train(
         source=source,
         finished=source.finished,
         groups_per_step=config.groups,
+        useful=selector.useful if refills else None,
+        refill_limit=config.refill_limit if refills else 1,
         sink=EpisodeSink(run.directory, STAGE),
         staleness=config.staleness,
         concurrency=config.concurrency,
@@ -95,20 +101,25 @@ async def _train(
             groups = await scheduler.next_step()
             played = time.monotonic()
             version = learner.version
-            run.directory.append_step(_record(step, groups))
-            metrics = await asyncio.to_thread(_learn, learner, groups, config, run.recipe.seed, step)
+            selection = selector.select(groups)
+            run.directory.append_step(_record(step, groups, selection))
+            metrics = await asyncio.to_thread(
+                _learn, learner, selection.groups, config, run.recipe.seed, step
+            )
             learned = time.monotonic()
             await engine.load_weights(learner.publish(), learner.version)
             scheduler.advance(learner.version)
             published = time.monotonic()
             metrics |= {
-                **group_metrics(groups, version=version),
+                **group_metrics(groups, version=version, learned=selection.groups),
+                **selection.metrics,
                 **scheduler.metrics,
                 "rollout_seconds": played - began,
                 "learn_seconds": learned - played,
                 "publish_seconds": published - learned,
                 "version": float(learner.version),
             }
+            _warn(step, metrics, config)
             _tell(run, step, metrics)
             if step % config.checkpoint_every == 0 and step < config.steps:
                 await asyncio.to_thread(save_state, run, STAGE, step, learner)
@@ -149,7 +160,7 @@ def _learn(
         )
     return {
         **_over_updates(found),
-        **_credit_metrics(updates),
+        **_credit_metrics(updates[: config.minibatches]),
         "updates": float(len(found)),
         "refused_updates": float(len(refused)),
     }
@@ -190,6 +201,7 @@ def _over_updates(found: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _credit_metrics(updates: Sequence[Update]) -> dict[str, float]:
+    """Of the first epoch's updates: the others are over the same samples."""
     return {
         **updates[0].credit,
         "samples": float(sum(len(update.samples) for update in updates)),
@@ -197,7 +209,7 @@ def _credit_metrics(updates: Sequence[Update]) -> dict[str, float]:
     }
 
 
-async def _redo(run: Run, config: RlConfig, learner: Learner, source: GroupSource) -> int:
+async def _redo(run: Run, config: RlConfig, learner: Learner, source: GroupSource, selector: Selector) -> int:
     """Load the last checkpoint and make the updates that were recorded after it again, from disk.
 
     Returns:
@@ -212,14 +224,32 @@ async def _redo(run: Run, config: RlConfig, learner: Learner, source: GroupSourc
         assert record.step == step + 1, f"steps.jsonl goes from {step} to {record.step}"
         step, version = record.step, learner.version
         groups = source.recorded(record.trajectory_ids)
-        metrics = await asyncio.to_thread(_learn, learner, groups, config, run.recipe.seed, step)
+        selection = selector.select(groups)
+        metrics = await asyncio.to_thread(_learn, learner, selection.groups, config, run.recipe.seed, step)
         learner.publish()
         if step in told:
             run.emit(Progress(stage=STAGE, done=step, metrics={}))
         else:  # The run was killed between the record of the step and its metrics.
-            metrics |= {**group_metrics(groups, version=version), "version": float(learner.version)}
+            metrics |= {
+                **group_metrics(groups, version=version, learned=selection.groups),
+                **selection.metrics,
+                "version": float(learner.version),
+            }
+            _warn(step, metrics, config)
             _tell(run, step, metrics)
     return step
+
+
+def _warn(step: int, metrics: Mapping[str, float], config: RlConfig) -> None:
+    """Say so where a step is not what was asked for."""
+    if missing := metrics.get("missing_groups"):
+        log.warning(
+            "step %d: %d of its %d groups are missing: it has played rl.refill_limit=%d times as many, and "
+            "nothing sets the siblings of %d apart",
+            step, missing, sum(config.groups.values()), config.refill_limit, metrics["dropped_groups"],
+        )  # fmt: skip
+    if not metrics["updates"]:
+        log.warning("step %d: there was nothing to learn, and the weights are as they were", step)
 
 
 def _tell(run: Run, step: int, metrics: dict[str, float]) -> None:
@@ -228,10 +258,11 @@ def _tell(run: Run, step: int, metrics: dict[str, float]) -> None:
     run.emit(Progress(stage=STAGE, done=step, metrics={}))
 
 
-def _record(step: int, groups: Sequence[TrajectoryGroup]) -> StepRecord:
-    """What `_redo` needs: every trajectory of the step, failed ones included."""
+def _record(step: int, groups: Sequence[TrajectoryGroup], selection: Selection) -> StepRecord:
+    """What `_redo` needs: every trajectory that the step used up, failed ones and dropped groups included."""
     return StepRecord(
         stage=STAGE,
         step=step,
         trajectory_ids=tuple(one.id for group in groups for one in group.trajectories),
+        info={"dropped": list(selection.dropped)} if selection.dropped else {},
     )

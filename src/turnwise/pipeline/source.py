@@ -34,10 +34,10 @@ class GroupSource:
         for one in _of_use(run.directory, stage):
             self._played[one.group_id][one.id] = one
         self._spent: set[str] = set()
-        """Groups that an update has used, retried or not."""
+        """Groups that a step has used up, retried or not."""
 
     def __call__(self, env: str, index: int) -> GroupOrder | None:
-        """The order of one group; None if an update has used it."""
+        """The order of one group; None if a step has used it up."""
         group = f"{self.stage}/{env}/{index}"
         if group in self._spent:
             return None
@@ -49,7 +49,7 @@ class GroupSource:
         return tuple(self._played.pop(group, {}).values())
 
     def spend(self, trajectory_ids: Iterable[str]) -> None:
-        """Note that an update has used these trajectories."""
+        """Note that a step has used these trajectories up, whether it learned from them or not."""
         for one in trajectory_ids:
             self._spent.add(episode_of(_group_of(one)))
 

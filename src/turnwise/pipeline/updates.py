@@ -12,6 +12,7 @@ from turnwise.config import RlConfig
 from turnwise.learn.credit import Credit, credit
 from turnwise.learn.normalise import weigh
 from turnwise.learn.samples import rl_samples
+from turnwise.pipeline.selection import masked, without_loss
 from turnwise.types import Reward, Sample, Trajectory, TrajectoryGroup
 
 
@@ -49,7 +50,7 @@ def updates_of(
 
 def _update(groups: Sequence[TrajectoryGroup], credits: Credit, config: RlConfig) -> Update:
     samples = [
-        sample
+        without_loss(sample) if masked(trajectory, config) else sample
         for group in groups
         for trajectory in group.scored
         for sample in rl_samples(
@@ -64,7 +65,9 @@ def _update(groups: Sequence[TrajectoryGroup], credits: Credit, config: RlConfig
     )
     # Without a KL term or an entropy bonus a row whose advantage is zero has no gradient.
     every = config.kl > 0 or config.entropy > 0
-    useful = [sample for sample in weighed if every or sample.advantages_T.any()]
+    useful = [
+        sample for sample in weighed if sample.loss_mask_T.any() and (every or sample.advantages_T.any())
+    ]
     return Update(
         samples=tuple(useful),
         left_out=len(weighed) - len(useful),
@@ -88,12 +91,15 @@ def shuffle_rewards(groups: Sequence[TrajectoryGroup], rng: np.random.Generator)
     return [replace(group, trajectories=tuple(dealt(one) for one in group.trajectories)) for group in groups]
 
 
-def group_metrics(groups: Sequence[TrajectoryGroup], *, version: int) -> dict[str, float]:
-    """What a step's episodes were like: rewards, lengths, ends, staleness.
+def group_metrics(
+    groups: Sequence[TrajectoryGroup], *, version: int, learned: Sequence[TrajectoryGroup] | None = None
+) -> dict[str, float]:
+    """What a step's episodes were like: rewards, lengths, ends; and how stale what was learned from.
 
     Args:
-        groups: The step's.
+        groups: All that the step played: what was dropped for its rewards would be missing in their mean.
         version: The weights that were current before the step's updates.
+        learned: The groups that its updates are made of; all if None.
     """
     episodes = [one for group in groups for one in group.trajectories]
     metrics: dict[str, float] = {}
@@ -110,10 +116,14 @@ def group_metrics(groups: Sequence[TrajectoryGroup], *, version: int) -> dict[st
         counts: Counter[str] = Counter()
         for one in own:
             counts.update(one.metrics)
-        for name in ("malformed_calls", "tool_errors", "new_segments"):
+        for name in ("malformed_calls", "tool_errors", "cut_replies", "new_segments"):
             metrics[f"{name}/{env}"] = counts[name] / len(own)
     ages = [
-        version - one for trajectory in episodes for turn in trajectory.turns for one in turn.versions or ()
+        version - one
+        for group in (groups if learned is None else learned)
+        for trajectory in group.trajectories
+        for turn in trajectory.turns
+        for one in turn.versions or ()
     ]
     if ages:
         metrics["staleness_mean"] = float(np.mean(ages))

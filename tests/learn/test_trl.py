@@ -14,7 +14,6 @@ from tests.support.models import tiny_qwen3
 from tests.support.tokenizers import tiny_tokenizer
 
 from turnwise.config import BatchConfig, OptimizerConfig, RlConfig
-from turnwise.learn.advantages import ADVANTAGES
 from turnwise.learn.learner import Learner
 from turnwise.learn.losses import make_loss
 from turnwise.learn.model import PolicyModel
@@ -257,36 +256,6 @@ def test_sampler_correction_equals_trls(
         assert 0 < metrics["correction_rejected"] < 1
     else:
         assert metrics["correction_max"] == pytest.approx(1.1)
-
-
-@pytest.mark.parametrize(("name", "scale"), [("grpo", "group"), ("dr_grpo", "none")])
-def test_advantages_equal_trls(name: str, scale: str, model_dir: Path, dataset: Any, tmp_path: Path) -> None:
-    trainer = grpo_trainer(model_dir, dataset, tmp_path, scale_rewards=scale)
-    theirs = trainer._generate_and_score_completions([{"prompt": "hi"} for _ in range(B)])["advantages"]
-    ours = ADVANTAGES[name](np.array(REWARDS))  # type: ignore[index]
-    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
-
-
-def test_rloo_advantages_equal_trls(model_dir: Path, dataset: Any, tmp_path: Path) -> None:
-    from trl import RLOOConfig, RLOOTrainer
-
-    args = RLOOConfig(
-        output_dir=str(tmp_path),
-        use_cpu=True,
-        bf16=False,
-        report_to="none",
-        num_generations=B,
-        per_device_train_batch_size=B,
-        max_completion_length=4,
-        beta=0.0,
-        model_init_kwargs={"dtype": "float32"},
-    )
-    trainer = RLOOTrainer(
-        str(model_dir), reward_funcs=rewards, args=args, train_dataset=dataset,
-        processing_class=tiny_tokenizer(),
-    )  # fmt: skip
-    theirs = trainer._generate_and_score_completions([{"prompt": "hi"} for _ in range(B)])["advantages"]
-    np.testing.assert_allclose(ADVANTAGES["rloo"](np.array(REWARDS)), theirs.numpy(), atol=1e-5)
 
 
 def test_the_fixture_would_show_a_wrong_mask(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from turnwise.config import RlConfig
 from turnwise.pipeline.updates import group_metrics, shuffle_rewards, updates_of
 from turnwise.types import (
+    STEPS,
     Failure,
     Finish,
     Message,
@@ -96,6 +99,46 @@ def test_rows_without_advantage_are_left_out_and_change_no_weight() -> None:
     # The KL term has a gradient everywhere.
     (with_kl,) = updates_of([GROUPS[0], flat], config(kl=0.1), seed=0, step=1)
     assert (len(with_kl.samples), with_kl.left_out) == (6, 0)
+
+
+def advantages(groups: Sequence[TrajectoryGroup], asked: RlConfig) -> dict[str, float]:
+    """Of every trajectory, whichever update it fell into."""
+    updates = updates_of(groups, asked, seed=0, step=1)
+    return {one.trajectory_id: float(one.advantages_T[-1]) for update in updates for one in update.samples}
+
+
+@pytest.mark.parametrize("minibatches", [2, 5])
+@pytest.mark.parametrize(
+    "changes",
+    [{"scale": "batch"}, {"advantage": "reinforce_pp"}, {"rewards": "separately"}],
+    ids=lambda changes: " ".join(changes.values()),
+)
+def test_minibatches_do_not_change_what_is_over_the_whole_step(
+    minibatches: int, changes: dict[str, str]
+) -> None:
+    whole = advantages(GROUPS, config(**changes))
+    assert len(whole) == 36 and advantages(GROUPS, config(minibatches=minibatches, **changes)) == whole
+
+
+def test_a_control_run_gives_away_nothing_of_what_turns_were_paid() -> None:
+    """Pay by turn is shuffled with the rest: without that credit by turn would still learn."""
+    paid = []
+    for k in range(4):
+        one = episode("rl/a/0", k, 0.0, env="a")
+        (segment,) = one.segments
+        turns = tuple(replace(segment.turns[0], reward=pay) for pay in (float(k), 0.0))
+        rewards = {STEPS: Reward(value=float(k))}
+        paid.append(replace(one, segments=(replace(segment, turns=turns),), rewards=rewards))
+    step = [TrajectoryGroup(id="rl/a/0", env="a", task={}, trajectories=tuple(paid))]
+    by_turn = {"credit": {"kind": "mt_grpo"}, "advantage": "dr_grpo"}
+    (update,) = updates_of(step, config(**by_turn), seed=0, step=1)
+    firsts = {one.trajectory_id: one.advantages_T[2] for one in update.samples}
+    assert firsts == {f"rl/a/0/s{k}": k - 1.5 for k in range(4)}
+    (control,) = updates_of(step, config(**by_turn, control="shuffled_rewards"), seed=0, step=1)
+    rows = {one.trajectory_id: one.advantages_T for one in control.samples}
+    assert sorted(row[2] for row in rows.values()) == [-1.5, -0.5, 0.5, 1.5]
+    assert all(row[2] == row[-1] for row in rows.values()), "dealt out whole, to the last turn"
+    assert {id: row[2] for id, row in rows.items()} != firsts
 
 
 def test_failed_siblings_are_in_no_baseline() -> None:

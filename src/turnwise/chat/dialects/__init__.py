@@ -10,14 +10,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from turnwise.chat.dialects.base import Dialect, PlainDialect
+from turnwise.chat.dialects.cohere import CohereDialect
 from turnwise.chat.dialects.gemma import FUNCTION_GEMMA, GEMMA
+from turnwise.chat.dialects.harmony import HarmonyDialect
 from turnwise.chat.dialects.hermes import HermesDialect
+from turnwise.chat.dialects.phi import PhiDialect
+from turnwise.chat.dialects.pythonic import LFM, PYTHONIC
 from turnwise.chat.dialects.response_template import ResponseTemplateDialect
 from turnwise.types import ToolCall, ToolSchema
 
 __all__ = ["DIALECTS", "Dialect", "PlainDialect", "ResponseTemplateDialect", "find_dialect"]
 
-DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (HermesDialect(), GEMMA, FUNCTION_GEMMA)}
+DIALECTS: dict[str, Dialect] = {
+    dialect.name: dialect
+    for dialect in (
+        HermesDialect(),
+        GEMMA,
+        FUNCTION_GEMMA,
+        LFM,
+        PhiDialect(),
+        CohereDialect(),
+        HarmonyDialect(),
+        PYTHONIC,
+    )
+}
 """By name, in the order in which they are tried."""
 
 

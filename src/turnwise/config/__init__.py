@@ -102,6 +102,9 @@ class LimitsConfig(Section):
     seconds: float | None = Field(None, gt=0)
     call_seconds: float | None = Field(None, gt=0)
     max_observation: int | None = Field(None, ge=1)
+    cut_reply: Literal["end", "continue"] | None = None
+    """What a reply does that ran into ``sampling.max_tokens``: end the episode (so by default), or count as
+    it stands: a call that was cut is malformed, and the policy is told so."""
 
 
 class EnvConfig(Section):

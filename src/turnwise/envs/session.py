@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from turnwise.types import Message, Step, Task, ToolCall, ToolResult, ToolSchema
 
@@ -32,6 +32,8 @@ class Limits:
     """One call into the environment: reset, a tool, step, reward."""
     max_observation: int = 65_536
     """Characters of one tool's or step's answer; the rest is cut off and the policy is told so."""
+    cut_reply: Literal["end", "continue"] = "end"
+    """What a reply does that ran into its own limit: end the episode, or count as it stands."""
 
 
 class Session(Protocol):

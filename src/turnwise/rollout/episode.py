@@ -132,10 +132,13 @@ class _Episode:
                     if stop is not None:
                         return stop
         except TimeoutError:
-            if self.phase in ("open", "reset"):
-                late = EnvError(f"{self._where()}: the episode's {self.limits.seconds} s ran out")
-                return self._failed(StopReason.ENV_FAILED, late)
-            return StopReason.TIME_LIMIT
+            if self.record.turns:
+                return StopReason.TIME_LIMIT
+            spent = f"the episode's {self.limits.seconds} s ran out before the policy said anything"
+            if self.phase != "reply":
+                return self._failed(StopReason.ENV_FAILED, EnvError(f"{self._where()}: {spent}"))
+            advice = "raise limits.seconds, or lower the concurrency or sampling.max_tokens"
+            return self._failed(StopReason.POLICY_FAILED, PolicyError(f"{spent}; {advice}"))
         except EnvHungError as error:
             if self.phase.startswith(POLICY_CAUSED):
                 self.record.count("tool_timeouts")
@@ -187,8 +190,12 @@ class _Episode:
             record.policy_seconds += seconds
         turn = record.add_reply(reply, state_key, seconds)
 
+        cut = None
         if reply.finish is Finish.LENGTH:
-            return self._cut(reply.ids)
+            record.count("cut_replies")
+            cut = self._cut(reply.ids)
+            if cut is not StopReason.CUT_REPLY or limits.cut_reply == "end":
+                return cut
         env_seconds = record.env_seconds
         try:
             if turn.reply.message.tool_calls:
@@ -196,7 +203,7 @@ class _Episode:
             elif self.session.has_step:
                 stop = await self._step(turn)
             else:
-                return StopReason.ANSWERED
+                return cut or StopReason.ANSWERED
         finally:
             turn.env_seconds = record.env_seconds - env_seconds
         if stop is None and limits.max_turns is not None and record.turns >= limits.max_turns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from tests.support.tokenizers import CHATML_TOOLS, tiny_tokenizer, trl_template
+from tests.support.tokenizers import CHATML_TOOLS, family_tokenizer, tiny_tokenizer, trl_template
 
 from turnwise.chat.check import check_template, difference
 from turnwise.chat.renderer import builtin_template, load_renderer
@@ -140,12 +140,12 @@ def test_a_template_that_breaks_later_names_the_later_message() -> None:
         ),
         (
             CHATML_TOOLS.replace("<tool_call>", "<call>"),
-            "which no dialect reads (there are: hermes)",
+            "which no dialect reads (there are: hermes, ",
         ),
     ],
 )
 def test_tools_on_a_template_without_them_are_an_error(template: str, problem: str) -> None:
-    chat = load_renderer(tiny_tokenizer(template))
+    chat = load_renderer(family_tokenizer(template, special=["<|im_start|>"], eos="<|im_end|>"))
     assert chat.dialect.name == "plain"
     with pytest.raises(TemplateError) as caught:
         chat.prompt([Message.user("Go.")], [ADD])
@@ -154,6 +154,18 @@ def test_tools_on_a_template_without_them_are_an_error(template: str, problem: s
     with pytest.raises(TemplateError):
         check_template(chat, [ADD])
     assert chat.prompt([Message.user("Go.")]).ids
+
+
+def test_calls_that_a_template_leaves_out_are_content_to_it() -> None:
+    template = REWRITES.replace("loop.index0 + 2 <", "loop.index0 + 99 <").replace(
+        "{%- for", "{{- tools | tojson if tools else '' }}{%- for", 1
+    )
+    chat = load_renderer(tiny_tokenizer(template))
+    assert chat.dialect.name == "hermes" and chat.reports[True].exact
+    call = ToolCall(name="add", arguments={"a": 1, "b": "</tool_call>"}, id="call_0")
+    message = Message.assistant("Well.", call)
+    assert chat.parse(chat.reply(message)) == message
+    assert load_renderer(tiny_tokenizer(template), dialect="hermes").tools_problem is None
 
 
 def test_a_forked_template_needs_no_entry() -> None:

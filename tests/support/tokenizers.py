@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -125,3 +127,85 @@ def tiny_tokenizer(
     )
     fast.chat_template = chat_template
     return fast
+
+
+Kind = Literal["bytes", "gemma", "llama"]
+
+
+def family_tokenizer(
+    chat_template: str,
+    *,
+    kind: Kind = "bytes",
+    special: Sequence[str] = (),
+    added: Sequence[str] = (),
+    strips: bool = False,
+    bos: str | None = None,
+    eos: str | None = None,
+) -> PreTrainedTokenizerFast:
+    """A tokenizer with a family's own added tokens and nothing of Qwen's.
+
+    Args:
+        chat_template: Jinja text.
+        kind: ``bytes`` (byte-level BPE: Qwen, Llama 3, DeepSeek, GPT), ``gemma`` (spaces as a letter, bytes
+            as a fallback, line breaks as added tokens), ``llama`` (a space before each text: Llama 2, Phi-3).
+        special: Added tokens that `skip_special_tokens` leaves out.
+        added: Added tokens that it keeps.
+        strips: Special tokens take the white space after them, as Phi-3's do.
+        bos: Begins a text; a special token too.
+        eos: Ends a text; a special token too.
+    """
+    from tokenizers import AddedToken, Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer.from_str(_fitted(kind))
+    ends = [token for token in (bos, eos) if token]
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ends])
+    rest = [token for token in special if token not in ends]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, rstrip=strips) for token in rest])
+    breaks = ("\n\n", "\n") if kind == "gemma" else ()
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in (*added, *breaks)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, clean_up_tokenization_spaces=False
+    )
+    fast.chat_template = chat_template
+    return fast
+
+
+@functools.cache
+def _fitted(kind: Kind) -> str:
+    """A tokenizer without added tokens, as JSON; fitted once."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    if kind == "bytes":
+        made = tiny_tokenizer().backend_tokenizer.to_str()
+        body: dict[str, Any] = json.loads(made)
+        body["added_tokens"] = []
+        names = {token for token in QWEN_SPECIALS if token in body["model"]["vocab"]}
+        assert not names, "added tokens must not be in the model"
+        return json.dumps(body)
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    # As there, no piece has a line break among other letters.
+    texts = [line.replace(" ", "▁") for text in _CORPUS for line in text.splitlines()]
+    trained.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, show_progress=False))
+    fitted = json.loads(trained.to_str())["model"]
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *fitted["vocab"]]
+    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in fitted["merges"]]
+    model = models.BPE(
+        vocab={piece: index for index, piece in enumerate(dict.fromkeys(pieces))},
+        merges=merges,
+        byte_fallback=True,
+        fuse_unk=True,
+        unk_token="<unk>",
+    )
+    body = json.loads(Tokenizer(model).to_str())
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+    body["normalizer"], body["decoder"] = spaces, [back, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    if kind == "llama":
+        body["normalizer"] = {
+            "type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, spaces]
+        }  # fmt: skip
+        body["decoder"].append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    body["decoder"] = {"type": "Sequence", "decoders": body["decoder"]}
+    return json.dumps(body)

@@ -117,8 +117,9 @@ def difference(renderer: TemplateRenderer, ours: Sequence[int], theirs: Sequence
     """How what is held differs from the whole rendering: one of `RANKS`."""
     if ours == theirs:
         return "exact"
-    text, whole = renderer.decode(ours), renderer.decode(theirs)
-    if renderer.template.encoder.encode(text) != ours:
+    encoder = renderer.template.encoder
+    text, whole = (encoder.decode_marked(ids, encoder.control) for ids in (ours, theirs))
+    if encoder.encode(text) != ours:
         return "other"
     end = renderer.template.end
     if end is not None and end.sampled != end.past:

@@ -267,20 +267,33 @@ class TemplateRenderer:
 
     def _find_dialect(self, name: str | None) -> tuple[Dialect, str | None]:
         """The dialect, and why tools cannot be used where they cannot."""
-        problem = self.template.tools_problem
+        if name is not None and name not in DIALECTS:
+            raise TemplateError(f"model.dialect {name!r} is unknown; there are: {', '.join(DIALECTS)}")
+        template = self.template
+        if not template.writes_calls:
+            # The model's calls are content to its template. Whose they are, its tokenizer tells.
+            added = self.template.encoder.added.keys()
+            able = [DIALECTS[name]] if name else [one for one in DIALECTS.values() if one.tags]
+            caller = next((one for one in able if name or one.tags <= added), None)
+            if caller is not None:
+                template.write_calls_with(caller)
+                if template.tools_problem is None:
+                    log.info("the chat template writes no calls: they are written as %s content", caller.name)
+                    return caller, None
         if name is not None:
-            if name not in DIALECTS:
-                raise TemplateError(f"model.dialect {name!r} is unknown; there are: {', '.join(DIALECTS)}")
-            return DIALECTS[name], problem
-        if problem is not None:
-            return PlainDialect(), problem
+            return DIALECTS[name], template.tools_problem
+        if template.tools_problem is not None:
+            return PlainDialect(), template.tools_problem
+        return self._recognised()
+
+    def _recognised(self) -> tuple[Dialect, str | None]:
+        """The dialect that reads what the template writes."""
         calls: tuple[ToolCall, ...] = (probe_call(id="call00001"),)
         if self.template.has_parallel_calls:
             calls = (probe_call("a"), *calls)
+        opened = self.template.opens_thinking
         try:
-            written = self._writer.whole(
-                Message.assistant("", *calls), PROBE_TOOLS, opened=self.template.opens_thinking
-            )
+            written = self._writer.whole(Message.assistant("", *calls), PROBE_TOOLS, opened=opened)
         except TemplateError as cause:
             return PlainDialect(), str(cause)
         assert self.template.call_end is not None
@@ -289,9 +302,7 @@ class TemplateRenderer:
         if getattr(self.tokenizer, "response_template", None) is not None:
             asked = self.template.render([Message.user("Hello.")], PROBE_TOOLS, generate=True)
             more = (ResponseTemplateDialect(self.tokenizer, asked),)
-        found = find_dialect(
-            written, calls, thinking=self.template.opens_thinking, tools=PROBE_TOOLS, more=more
-        )
+        found = find_dialect(written, calls, thinking=opened, tools=PROBE_TOOLS, more=more)
         if found is not None:
             return found, None
         return PlainDialect(), (

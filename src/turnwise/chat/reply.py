@@ -24,6 +24,7 @@ from turnwise.chat.template import (
     common_length,
     probe_call,
 )
+from turnwise.chat.thinking import CLOSE, OPEN
 from turnwise.errors import TemplateError
 from turnwise.types import Message, ToolSchema
 
@@ -44,7 +45,7 @@ class ReplyWriter:
         self._past = said[shared:].partition(PROBE)[0]
         """What only a past reply has before its text."""
         self.moves_content = self._moves_content()
-        """Text beside calls is written behind them."""
+        """Text beside calls is written behind them, or not at all."""
         self._opening, self._closing = self._find_thinking(asked)
 
     def whole(self, message: Message, tools: Sequence[ToolSchema] = (), *, opened: bool) -> str:
@@ -61,7 +62,7 @@ class ReplyWriter:
         if message.role != "assistant":
             raise TemplateError(f"a reply is an assistant's message, not a {message.role}'s")
         if message.text and message.tool_calls and self.moves_content:
-            raise TemplateError("the chat template writes the text of a reply behind its calls")
+            raise TemplateError("the chat template does not write the text of a reply before its calls")
         return self._body(message, tools, opened=opened) + self._end(message).sampled
 
     def in_pieces(self, message: Message, tools: Sequence[ToolSchema] = (), *, opened: bool) -> str:
@@ -94,8 +95,9 @@ class ReplyWriter:
         thought = template.encoder.mark(message.reasoning or "").strip()
         if written.startswith(asked):
             body = written[len(asked) :]
-            if thought and thought not in body and not template.opens_thinking:
-                body = f"{self._opening}{thought}{self._closing}{body}" if self._closing else body
+            if thought and not template.opens_thinking and self._closing:
+                silent = self._written(replace(message, reasoning=None), tools, asked)
+                body = f"{self._opening}{thought}{self._closing}{body}" if silent == written else body
         elif template.opens_thinking:
             # Without reasoning the template may leave out the block, or empty it, as nothing sampled would
             # be.
@@ -103,9 +105,9 @@ class ReplyWriter:
             if not thought and probed.startswith(asked) and PROBE in probed:
                 body = probed[len(asked) :].replace(PROBE, "", 1)
             else:
-                body = thought + self._closing + self._behind_head(written, asked)
+                body = thought + self._closing + self._behind_head(written, asked, message)
         else:
-            raise self._differs(written, asked, message)
+            body = self._behind_head(written, asked, message)
         if opened == template.opens_thinking:
             return body
         if opened:
@@ -129,27 +131,24 @@ class ReplyWriter:
             raise TemplateError(f"the chat template does not end this reply with {end.sampled!r}")
         return answered[:stop]
 
-    def _behind_head(self, written: str, asked: str) -> str:
+    def _behind_head(self, written: str, asked: str, message: Message) -> str:
         """A past reply's text, without what stands before it."""
         head = asked.removesuffix(self._asks) + self._past
-        if not written.startswith(head):
-            raise self._differs(written, asked, None)
-        return written[len(head) :]
-
-    def _differs(self, written: str, asked: str, message: Message | None) -> TemplateError:
+        if written.startswith(head):
+            return written[len(head) :]
         same = common_length(asked, written)
         part = slice(max(0, same - 20), same + 40)
-        return TemplateError(
+        raise TemplateError(
             "the chat template writes a past reply differently from where it asks for one: "
             f"{asked[part]!r} to ask, {written[part]!r} for a past one"
-            + (" (the message has reasoning: is thinking off?)" if message and message.reasoning else "")
+            + (" (the message has reasoning: is thinking off?)" if message.reasoning else "")
         )
 
     # -- looking at what the template does ---------------------------------------------------------
 
     def _moves_content(self) -> bool:
         text = self._template.attempt([*QUESTION, Message.assistant(SLOT, probe_call())], [PROBE_TOOL])
-        return 0 <= text.find(PROBE) < text.find(SLOT)
+        return PROBE in text and not 0 <= text.find(SLOT) < text.find(PROBE)
 
     def _find_thinking(self, asked: str) -> tuple[str, str]:
         """What stands before and after a reply's reasoning; the second is empty where there is none."""
@@ -172,7 +171,12 @@ class ReplyWriter:
                 closing = after[: len(after) - shared] if silent.startswith(asked) else ""
                 closing = closing or after.partition(SLOT)[0]
                 return opening or before[len(asked) :], closing
+        if asked.rstrip().endswith(CLOSE):
+            return "", ""
         if template.opens_thinking:
             # As those write it that leave it out of the history: R1 between line breaks, V3.1 without.
             return opening, "\n</think>\n\n" if asked.endswith("\n") else "</think>"
+        if OPEN in template.encoder.added and OPEN in template.source:
+            # A model that thinks, whose template takes its thinking for content (SmolLM3).
+            return f"{OPEN}\n", f"\n{CLOSE}\n\n"
         return "", ""

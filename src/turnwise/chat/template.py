@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from turnwise.chat.dialects.base import Dialect
 from turnwise.chat.encoding import Encoder
 from turnwise.chat.thinking import opens_thinking
 from turnwise.errors import TemplateError, boundary
@@ -100,6 +101,8 @@ class ChatTemplate:
         self.encoder = Encoder(tokenizer, self.source)
         self.tags: frozenset[str] = frozenset()
         """Tokens of a tool call, which a malformed call keeps as tokens: set with the dialect."""
+        self.caller: Dialect | None = None
+        """Writes calls as text, where the template itself writes none; see `write_calls_with`."""
 
         self.form = Form()
         """How the template takes its messages."""
@@ -117,12 +120,24 @@ class ChatTemplate:
         """Reasoning is written in some reply at least."""
         self.end: End | None = self._find_end()
         """After a reply's text; None where the template writes no token there."""
+        self.has_system = self._writes([Message.system(PROBE), *QUESTION])
+        self._look_at_calls()
+
+    def write_calls_with(self, dialect: Dialect) -> None:
+        """Let a dialect write the calls of past replies, as text: the template leaves them out.
+
+        So do those of LFM2 and SmolLM3, whose models call all the same: there, calls are content.
+        """
+        self.caller, self.tags = dialect, dialect.tags
+        self._look_at_calls()
+
+    def _look_at_calls(self) -> None:
         self.call_end: End | None = self._find_call_end()
         """After a reply that calls tools; None where there is none, or no such reply."""
-        self.has_system = self._writes([Message.system(PROBE), *QUESTION])
         self.has_parallel_calls = self._writes(
             [*QUESTION, Message.assistant("", probe_call("a"), probe_call(id="call00001"))], [PROBE_TOOL]
         )
+        self.writes_calls = self._writes([*QUESTION, Message.assistant("", probe_call())], [PROBE_TOOL])
         self.tools_problem: str | None = self._find_tools_problem()
         """Why tools cannot be used with this template; None where they can."""
 
@@ -178,6 +193,9 @@ class ChatTemplate:
         if message.reasoning:
             row[self.form.thinking] = mark(message.reasoning)
         calls = [self._call(call) for call in message.tool_calls if call.error is None]
+        if self.caller is not None:
+            written = [self._written(self.caller, call) for call in message.tool_calls if call.error is None]
+            content, calls = "\n".join([*([content] if content else []), *written]), []
         # A malformed call has no name and arguments to render. It is shown as it was said, tags as tokens.
         said = [mark(call.raw, allow=self.tags) for call in message.tool_calls if call.error]
         if said:
@@ -198,6 +216,10 @@ class ChatTemplate:
             arguments = json.dumps(arguments, ensure_ascii=False)
         function = {"name": self.encoder.mark(call.name), "arguments": arguments}
         return {"id": self._call_id(call.id), "type": "function", "function": function}
+
+    def _written(self, caller: Dialect, call: ToolCall) -> str:
+        arguments = self.encoder.mark_all(dict(call.arguments))
+        return caller.format(ToolCall(name=self.encoder.mark(call.name), arguments=arguments))
 
     def _call_id(self, id: str) -> str:
         if not self.form.nine:
@@ -260,7 +282,7 @@ class ChatTemplate:
         if PROBE not in last or self.end is None:
             return None
         after = self._tokens_after(PROBE, last)
-        if self.end.borrowed:
+        if self.end.borrowed or (after and after[-1] in self._tokens_between_calls()):
             going = self.attempt([*called, Message.tool(SLOT, call=probe_call())], [PROBE_TOOL])
             spare = _beyond(last, going)
             found = self.encoder.find_control(going, len(last) - len(spare))
@@ -273,6 +295,12 @@ class ChatTemplate:
         # The call's own closing tags come first; what ends the turn comes last.
         return End(sampled=after[-1], past=after[-1]) if after else None
 
+    def _tokens_between_calls(self) -> list[str]:
+        """The control tokens between two calls of one reply: those are not its end."""
+        twice = Message.assistant("", probe_call(SLOT), probe_call(id="call00001"))
+        text = self.attempt([*QUESTION, twice], [PROBE_TOOL])
+        return self._tokens_after(SLOT, text.partition(PROBE)[0]) if PROBE in text else []
+
     def _tokens_after(self, mark: str, text: str) -> list[str]:
         """The control tokens after the last ``mark`` in ``text``, in order."""
         start = text.rfind(mark)
@@ -281,12 +309,12 @@ class ChatTemplate:
     def _find_tools_problem(self) -> str | None:
         if PROBE_TOOL.name not in self.attempt(QUESTION, [PROBE_TOOL]):
             return "the chat template does not write the tools that it is given"
-        call = probe_call()
-        if PROBE not in self.attempt([*QUESTION, Message.assistant("", call)], [PROBE_TOOL]):
-            return "the chat template does not write an assistant message's tool calls"
-        answered = [*QUESTION, Message.assistant("", probe_call("a")), Message.tool(PROBE, call=call)]
-        if PROBE not in self.attempt(answered, [PROBE_TOOL]):
+        call = probe_call("a")
+        answered = [*QUESTION, Message.assistant("", call), Message.tool(PROBE, call=call)]
+        if not self._writes(answered, [PROBE_TOOL]):
             return "the chat template does not write tool results"
+        if not self.writes_calls:
+            return "the chat template does not write an assistant message's tool calls"
         return None
 
 

@@ -8,6 +8,7 @@ OPEN, CLOSE = "<think>", "</think>"
 
 _BLOCK = re.compile(
     r"<think>.*?</think>\s*"
+    r"|</think>\s*"  # DeepSeek V3.1 writes a past reply without the opening tag
     r"|<\|channel>thought.*?<channel\|>\s*"  # Gemma 4
     r"|<\|channel\|>analysis<\|message\|>.*?<\|end\|>(?:<\|start\|>assistant)?"  # gpt-oss
     r"| to=self<\|message\|>.*?<\|eom\|>(?:<\|start\|>assistant)?",  # Muse

@@ -335,7 +335,9 @@ def _merge(outputs: Sequence[LossOutput]) -> Metrics:
         if count:
             metrics[name] = total / count
     for name in outputs[0].maxima:
-        metrics[name] = max(float(output.maxima[name]) for output in outputs if name in output.maxima)
+        largest = max(float(output.maxima[name]) for output in outputs if name in output.maxima)
+        if largest > -math.inf:  # There was something to take it of.
+            metrics[name] = largest
     return metrics
 
 

@@ -52,6 +52,7 @@ class LossOutput:
     means: dict[str, Mean]
     """Name to sum and count."""
     maxima: dict[str, Tensor]
+    """-inf is the maximum of nothing, and left out."""
 
 
 Loss = Callable[[LossInputs], LossOutput]

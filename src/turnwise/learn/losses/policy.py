@@ -120,4 +120,8 @@ def _report(inputs: LossInputs, log_ratio_N: Tensor) -> tuple[dict[str, Mean], d
         "mismatch": (gap_N.sum(), fresh),
         "mismatch_kl": (mismatch_kl_N.sum(), fresh),
     }
-    return means, {"ratio_max": ratio_N.max(), "mismatch_max": gap_N.max()} if len(ratio_N) else {}
+    if not len(ratio_N):
+        return means, {}
+    # Of no fresh token at all there is no largest gap, which -inf says without waiting for the device.
+    largest = gap_N.masked_fill(~inputs.fresh_N, -torch.inf).max()
+    return means, {"ratio_max": ratio_N.max(), "mismatch_max": largest}

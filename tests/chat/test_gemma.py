@@ -6,9 +6,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.support.replies import as_peer, calls, peer, same, sound, texts, written
-from tests.support.tokenizers import trl_template
+from tests.support.tokenizers import tiny_tokenizer, trl_template
 
 from turnwise.chat.dialects.gemma import FUNCTION_GEMMA, GEMMA, GemmaDialect, split_channels
+from turnwise.chat.renderer import load_renderer
 from turnwise.types import Message, ToolCall
 
 Q = '<|"|>'
@@ -182,3 +183,17 @@ FRAGMENTS = st.sampled_from(
 @given(st.lists(FRAGMENTS | st.text(max_size=5), max_size=12).map("".join), st.booleans())
 def test_no_text_raises(dialect: GemmaDialect, text: str, thinking: bool) -> None:
     sound(dialect, text, thinking=thinking)
+
+
+SPECIALS = (
+    "<|turn>", "<turn|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", Q,
+    "<|channel>", "<channel|>", "<|tool>", "<tool|>",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GEMMA4)
+def test_published_templates_are_known_by_what_they_write(name: str) -> None:
+    renderer = load_renderer(tiny_tokenizer(trl_template(name), specials=SPECIALS, bos="<bos>"))
+    assert renderer.dialect.name == "gemma" and renderer.tools_problem is None
+    ids = renderer.tokenizer(GOOD, add_special_tokens=False).input_ids
+    assert renderer.parse(ids) == Message.assistant("", MOVE)

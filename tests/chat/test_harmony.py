@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.replies import as_peer, calls, peer, same, sound, texts, written
-from tests.support.tokenizers import trl_template
+from tests.support.tokenizers import tiny_tokenizer, trl_template
 
 from turnwise.chat.dialects.harmony import HarmonyDialect
+from turnwise.chat.renderer import load_renderer
 from turnwise.types import Message, ToolCall
 
 HARMONY = HarmonyDialect()
@@ -215,3 +216,14 @@ FRAGMENTS = st.sampled_from(
 @given(st.lists(FRAGMENTS | st.text(max_size=5), max_size=12).map("".join), st.booleans())
 def test_no_text_raises(text: str, thinking: bool) -> None:
     sound(HARMONY, text, thinking=thinking)
+
+
+SPECIALS = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>", "<|call|>", "<|return|>")
+
+
+@TEMPLATES
+def test_published_templates_are_known_by_what_they_write(name: str) -> None:
+    renderer = load_renderer(tiny_tokenizer(trl_template(name), specials=SPECIALS, bos="<bos>"))
+    assert renderer.dialect.name == "harmony" and renderer.tools_problem is None
+    for message in (Message.assistant("", LOOK), Message.assistant("Done.", reasoning="Hm.")):
+        assert renderer.parse(renderer.reply(message)) == message

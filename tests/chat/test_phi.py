@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.replies import calls, same, sound, texts, written
 
-from turnwise.chat.dialects.base import Dialect
+from turnwise.chat.dialects import DIALECTS, Dialect, find_dialect
 from turnwise.chat.dialects.cohere import CohereDialect
 from turnwise.chat.dialects.phi import PhiDialect
 from turnwise.types import Message, ToolCall
@@ -220,3 +220,11 @@ FRAGMENTS = st.sampled_from(
 @given(st.lists(FRAGMENTS | st.text(max_size=5), max_size=12).map("".join), st.booleans())
 def test_no_text_raises(dialect: Dialect, text: str, thinking: bool) -> None:
     sound(dialect, text, thinking=thinking)
+
+
+def test_templates_are_known_by_what_they_write() -> None:
+    for template, dialect in ((PHI_TEMPLATE, PHI), (COHERE_TEMPLATE, COHERE)):
+        for made in ((MOVE,), (MOVE, LOOK)):
+            text = written(template, Message.assistant("", *made))
+            text = text.removesuffix("<|end|>").removesuffix("<|END_OF_TURN_TOKEN|>")
+            assert find_dialect(text, made, thinking=False) is DIALECTS[dialect.name]

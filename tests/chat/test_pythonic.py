@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.replies import as_peer, calls, peer, same, sound, texts, written
-from tests.support.tokenizers import trl_template
+from tests.support.tokenizers import tiny_tokenizer, trl_template
 
 from turnwise.chat.dialects.pythonic import LFM, PYTHONIC, PythonicDialect
+from turnwise.chat.renderer import load_renderer
+from turnwise.errors import TemplateError
 from turnwise.types import Message, ToolCall
 
 OPEN, CLOSE = "<|tool_call_start|>", "<|tool_call_end|>"
@@ -277,3 +279,19 @@ FRAGMENTS = st.sampled_from(
 def test_no_text_raises(dialect: PythonicDialect, text: str, thinking: bool) -> None:
     sound(dialect, text, thinking=thinking)
     sound(dialect, f"[f(a={text}", thinking=False)
+
+
+SPECIALS = (OPEN, CLOSE, "<|tool_list_start|>", "<|tool_list_end|>", "<|tool_response_start|>")
+
+
+@pytest.mark.parametrize("name", ["lfm2_v2", "lfm2_2_5", "lfm2_2_5_v2", "lfm2_2_5_vl"])
+def test_published_templates_are_known_by_what_they_write(name: str) -> None:
+    renderer = load_renderer(tiny_tokenizer(trl_template(name), specials=SPECIALS, bos="<bos>"))
+    assert renderer.dialect.name == "lfm" and renderer.tools_problem is None
+    for text, escapes in [("left, it's 3", True), ("the 'left'", name in ("lfm2_v2", "lfm2_2_5_vl"))]:
+        message = Message.assistant("", ToolCall(name="say", arguments={"text": text}, id="call_0"))
+        if escapes:
+            assert renderer.parse(renderer.reply(message)) == message
+        else:
+            with pytest.raises(TemplateError, match="read back differently"):
+                renderer.reply(message)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from turnwise.chat.dialects.atem import AtemDialect
 from turnwise.chat.dialects.base import Dialect, PlainDialect
 from turnwise.chat.dialects.cohere import CohereDialect
 from turnwise.chat.dialects.gemma import FUNCTION_GEMMA, GEMMA
 from turnwise.chat.dialects.harmony import HarmonyDialect
 from turnwise.chat.dialects.hermes import HermesDialect
+from turnwise.chat.dialects.invoke import MiniMaxDialect
 from turnwise.chat.dialects.phi import PhiDialect
 from turnwise.chat.dialects.pythonic import LFM, PYTHONIC
 from turnwise.chat.dialects.response_template import ResponseTemplateDialect
@@ -31,6 +33,8 @@ DIALECTS: dict[str, Dialect] = {
         PhiDialect(),
         CohereDialect(),
         HarmonyDialect(),
+        AtemDialect(),
+        MiniMaxDialect(),
         PYTHONIC,
     )
 }

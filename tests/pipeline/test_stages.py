@@ -197,9 +197,20 @@ def test_collecting_by_the_engine(copy: Path) -> None:
     [
         {"rl.advantage": "rloo"},
         {"rl.advantage": "dr_grpo", "rl.normalise": "constant"},
+        {"rl.advantage": "maxrl"},
+        {"rl.advantage": "reinforce_pp", "rl.credit": {"kind": "returns"}},
+        {"rl.scale": "batch", "rl.credit": {"kind": "gigpo"}},
+        {"rl.rewards": "separately"},
         {"rl.loss": "reinforce", "rl.normalise": "sequence"},
         {"rl.loss": "dapo", "rl.clip_high": 0.28, "rl.epochs": 2},
         {"rl.normalise_by_env": True, "rl.minibatches": 2},
+        {"rl.loss": "gspo", "rl.normalise": "sequence", "rl.minibatches": 2},
+        {"rl.loss": "luspo", "rl.normalise": "sum"},
+        {"rl.loss": "cispo", "rl.entropy": 0.01},
+        {"rl.loss": "sapo", "rl.normalise": "sequence", "rl.epochs": 2},
+        {"rl.loss": "dppo", "rl.epochs": 2},
+        {"rl.loss": "vespo", "rl.epochs": 2},
+        {"rl.correction": {"kind": "icepop"}, "rl.minibatches": 2},
     ],
     ids=lambda changes: " ".join(f"{key[3:]}={value}" for key, value in changes.items()),
 )
@@ -220,6 +231,25 @@ def test_kl_to_where_rl_began(copy: Path, lora: dict[str, Any] | None) -> None:
     assert abs(kl[0]) < 1e-6, "at first the policy is the reference"
     assert kl[2] > 1e-6, kl
     assert metrics[0]["left_out_samples"] == 0, "a KL term has a gradient on every row"
+
+
+def test_old_logprobs_are_those_before_the_steps_first_update(copy: Path) -> None:
+    """With a correction the second update's ratio is to the learner before the first, not to the sampler."""
+    changes = {"rl.correction": {"kind": "tis"}, "rl.epochs": 2, "rl.optimizer.lr": 5e-3}
+    for line in train(copy, changes):
+        assert line["updates"] == 2
+        assert line["ratio_max"] > 1 + 1e-4, "the first update moved the second's ratios"
+        assert line["correction"] == pytest.approx(1, abs=1e-3), "and the sampler was right all along"
+        assert line["correction_max"] == pytest.approx(1, abs=1e-2)
+
+
+def test_a_cut_distribution_is_learned_from_where_it_is_corrected(copy: Path) -> None:
+    changes = {"rl.sampling.top_p": 0.8, "rl.correction": {"kind": "tis"}, "rl.optimizer.lr": 1e-4}
+    for line in train(copy, changes):
+        # A kept token was drawn more often than the policy would have: by one over the mass, at most 1.25.
+        assert 0.8 - 1e-3 < line["correction"] < 1
+        assert line["correction_max"] <= 1 + 1e-3
+        assert line["ratio"] == 1 and line["correction_rejected"] == 0
 
 
 def test_playing_ahead_stays_within_staleness(copy: Path) -> None:

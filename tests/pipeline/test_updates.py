@@ -96,9 +96,10 @@ def test_rows_without_advantage_are_left_out_and_change_no_weight() -> None:
     assert [one.trajectory_id for one in both.samples] == [one.trajectory_id for one in alone.samples]
     assert alone.samples[0].weights_T.tolist() == pytest.approx([0, 0, 1 / 8, 1 / 8])
     assert both.samples[0].weights_T.tolist() == pytest.approx([0, 0, 1 / 12, 1 / 12])
-    # The KL term has a gradient everywhere.
-    (with_kl,) = updates_of([GROUPS[0], flat], config(kl=0.1), seed=0, step=1)
-    assert (len(with_kl.samples), with_kl.left_out) == (6, 0)
+    # The KL term and the entropy bonus have a gradient everywhere.
+    for term in ({"kl": 0.1}, {"entropy": 0.1}):
+        (with_term,) = updates_of([GROUPS[0], flat], config(**term), seed=0, step=1)
+        assert (len(with_term.samples), with_term.left_out) == (6, 0)
 
 
 def advantages(groups: Sequence[TrajectoryGroup], asked: RlConfig) -> dict[str, float]:

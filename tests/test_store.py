@@ -330,16 +330,35 @@ def test_steps(run: RunDir) -> None:
 def test_metrics(run: RunDir) -> None:
     run.metrics("rl", 2, {"loss": 0.5, "kl": math.nan})
     run.metrics("rl", 1, {"loss": np.float32(0.25)})
-    run.metrics("rl", 2, {"loss": 0.75, "kl": math.inf})  # redone by a resumed run
+    run.metrics("rl", 3, {"loss": 0.75, "kl": math.inf})
     run.metrics("sft", 1, {"loss": 3})
     found = run.read_metrics("rl")
     assert [(line["step"], line["loss"], line.get("kl")) for line in found] == [
         (1, 0.25, None),
-        (2, 0.75, None),
+        (2, 0.5, None),
+        (3, 0.75, None),
     ]
     assert all(line["time"] > 1.6e9 for line in found)
-    assert len(run.read_metrics()) == 3
+    assert len(run.read_metrics()) == 4
     assert b"NaN" not in (run.path / "metrics.jsonl").read_bytes()
+
+
+def test_a_step_has_one_line_of_metrics_over_restarts_too(tmp_path: Path) -> None:
+    for loss in (0.5, 0.75):  # A resumed run makes step 1 once more.
+        with RunDir(tmp_path).lock() as run:
+            run.metrics("rl", 1, {"loss": loss})
+            run.metrics("rl", 1, {"loss": 9.0})
+    (line,) = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
+    assert orjson.loads(line)["loss"] == 0.5
+
+
+def test_metrics_of_steps_that_will_be_made_otherwise_are_cut(run: RunDir) -> None:
+    for stage, step in (("sft", 1), ("sft", 2), ("sft", 3), ("rl", 3)):
+        run.metrics(stage, step, {"loss": 0.5})
+    run.cut_metrics("sft", after=1)
+    assert [(line["stage"], line["step"]) for line in run.read_metrics()] == [("rl", 3), ("sft", 1)]
+    run.metrics("sft", 2, {"loss": 0.25})
+    assert [line["loss"] for line in run.read_metrics("sft")] == [0.5, 0.25]
 
 
 def test_whole_files(run: RunDir) -> None:
@@ -390,6 +409,83 @@ def test_a_checkpoint_may_be_made_again(run: RunDir) -> None:
     latest = run.latest("rl")
     assert latest is not None and (latest.path / "model.safetensors").read_text() == "new"
     assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["rl-1"]
+
+
+def test_a_checkpoint_that_was_being_replaced_is_put_back(tmp_path: Path) -> None:
+    """Between the two renames there is none in its place."""
+    with RunDir(tmp_path).lock() as run:
+        save(run, "rl", 1, "old")
+    at = tmp_path / "checkpoints"
+    (at / "rl-1").rename(at / ".rl-1.old")
+    (at / ".rl-1.part").mkdir()
+    with RunDir(tmp_path).lock() as run:
+        assert [path.name for path in at.iterdir()] == ["rl-1"]
+        assert (at / "rl-1/model.safetensors").read_text() == "old"
+        # And where both are there, the new one stands.
+        (at / ".rl-1.old").mkdir()
+        save(run, "rl", 1, "new")
+    assert [path.name for path in at.iterdir()] == ["rl-1"]
+    assert (at / "rl-1/model.safetensors").read_text() == "new"
+
+
+def test_a_checkpoint_outlives_a_failed_replacement(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(run, "rl", 1, "old")
+    replace = Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if self.name.endswith(".part"):
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(StoreError, match="No space left on device; older ones are intact"):
+        save(run, "rl", 1, "new")
+    assert [path.name for path in (run.path / "checkpoints").iterdir()] == ["rl-1"]
+    assert (run.path / "checkpoints/rl-1/model.safetensors").read_text() == "old"
+
+
+# -- a loss of power --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["step", "checkpoint", "marker"])
+def test_what_is_spoken_of_was_flushed_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Also what a process wrote that was killed since: to the next one it is only there to be read."""
+    with RunDir(tmp_path).lock() as killed:
+        killed.append("rl", trajectory(id="rl/catch/0/s0"))
+        killed.metrics("rl", 1, {"loss": 0.5})
+        (tmp_path / "done").mkdir()
+    flushed: dict[str, int] = {}
+    on_disk: list[dict[str, int]] = []
+    fsync, write, replace = os.fsync, os.write, Path.replace
+
+    def noted_fsync(fd: int) -> None:
+        fsync(fd)
+        flushed[os.readlink(f"/proc/self/fd/{fd}")] = os.fstat(fd).st_size
+
+    def noted_write(fd: int, data: bytes) -> int:
+        on_disk.append(dict(flushed))
+        return write(fd, data)
+
+    def noted_replace(self: Path, target: Path) -> Path:
+        on_disk.append(dict(flushed))
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "write", noted_write)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    with RunDir(tmp_path).lock() as run:
+        on_disk.clear()
+        if what == "step":
+            run.append_step(StepRecord(stage="rl", step=1, trajectory_ids=("rl/catch/0/s0",)))
+        elif what == "checkpoint":
+            save(run, "rl", 1)
+        else:
+            run.mark_done("rl", {})
+    first = on_disk[0]
+    for name in ("trajectories/rl.jsonl", "metrics.jsonl"):
+        assert first.get(str(tmp_path / name)) == (tmp_path / name).stat().st_size, name
 
 
 def test_killed_while_it_saves(tmp_path: Path) -> None:

@@ -79,8 +79,11 @@ class Journal:
     def _open(self) -> int:
         if self._fd is None:
             try:
+                new = not self.path.exists()
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+                if new:
+                    sync_directory(self.path.parent)
             except OSError as cause:
                 raise StoreError(f"cannot open {self.path} for writing: {cause.strerror}") from cause
             try:
@@ -131,7 +134,12 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Make a rename inside ``path`` last."""
+    """Make new names inside ``path`` last."""
+    sync_file(path)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until what is in ``path`` would survive a loss of power, whoever wrote it."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

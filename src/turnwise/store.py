@@ -23,7 +23,6 @@ import fcntl
 import math
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,9 +31,10 @@ from typing import Any
 
 import orjson
 
+from turnwise.checkpoints import Checkpoint, Checkpoints
 from turnwise.codec import SCHEMA, decode, decode_id, encode, parse
 from turnwise.errors import StoreError
-from turnwise.journal import Journal, sync_directory, write_atomic
+from turnwise.journal import Journal, sync_file, write_atomic
 from turnwise.types import Trajectory
 
 _STAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -64,24 +64,17 @@ class StepRecord:
     """JSON values that the stage wants back, such as the version of the weights."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    """A complete model directory of a run."""
-
-    stage: str
-    step: int
-    path: Path
-
-
 class RunDir:
     """One run on disk. Use it from one thread."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self._checkpoints = Checkpoints(self.path / "checkpoints")
         self._lock_fd: int | None = None
         self._journals: dict[str, Journal] = {}
         self._known_ids: dict[str, set[str]] = {}
         self._known_steps: set[tuple[str, int]] | None = None
+        self._told: set[tuple[str, int]] | None = None
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
@@ -122,7 +115,7 @@ class RunDir:
             # Whoever writes next may add to the files, so nothing that is known about them lasts.
             self._journals.clear()
             self._known_ids.clear()
-            self._known_steps = None
+            self._known_steps = self._told = None
             self._lock_fd = None
             _held_locks.discard(fd)
             os.close(fd)
@@ -131,9 +124,18 @@ class RunDir:
         """Clear away what a killed process was in the middle of."""
         for part in (*self.path.glob(".*.part"), *(self.path / "done").glob(".*.part")):
             part.unlink(missing_ok=True)
-        # Whatever is hidden here: what saves a model may hide parts of its own beside ours.
-        for part in self._checkpoints_dir.glob(".*"):
-            shutil.rmtree(part, ignore_errors=True)
+        self._checkpoints.sweep()
+
+    def _flush(self) -> None:
+        """Wait until everything that was ever appended would survive a loss of power.
+
+        That is files that this process has not written too: who wrote them may have been killed.
+        """
+        for path in (*self.path.glob("*.jsonl"), *(self.path / "trajectories").glob("*.jsonl")):
+            try:
+                sync_file(path)
+            except OSError as cause:
+                raise StoreError(f"cannot flush {path}: {cause.strerror}") from cause
 
     def _writer(self, name: str) -> Journal:
         assert self._lock_fd is not None, "writing to a run needs its lock: with run.lock(): …"
@@ -187,7 +189,7 @@ class RunDir:
     # -- steps and metrics --------------------------------------------------------------------------
 
     def append_step(self, record: StepRecord) -> None:
-        """Record an update before it is made; its trajectories are flushed first.
+        """Record an update before it is made; everything before it is flushed first.
 
         Raises:
             StoreError: The step is recorded already, or the disk is full.
@@ -196,8 +198,7 @@ class RunDir:
             self._known_steps = {(known.stage, known.step) for known in self.steps()}
         if (record.stage, record.step) in self._known_steps:
             raise StoreError(f"{self.path / 'steps.jsonl'} already holds {record.stage} step {record.step}")
-        if trajectories := self._journals.get(f"trajectories/{record.stage}.jsonl"):
-            trajectories.sync()
+        self._flush()
         journal = self._writer("steps.jsonl")
         journal.append(_record({
             "stage": record.stage, "step": record.step,
@@ -213,13 +214,35 @@ class RunDir:
                 yield StepRecord(**record | {"trajectory_ids": tuple(record["trajectory_ids"])})
 
     def metrics(self, stage: str, step: int, values: Mapping[str, float | None]) -> None:
-        """Add a line of metrics. What is not finite is written as null."""
-        self._writer("metrics.jsonl").append(
-            _record({"stage": stage, "step": step, "time": round(time.time(), 3), **values})
-        )
+        """Add a line of metrics. What is not finite is written as null.
+
+        A step that has its line keeps it: a resumed run makes the steps after its checkpoint once more.
+        """
+        if self._told is None:
+            self._told = {(line["stage"], line["step"]) for line in self._records("metrics.jsonl")}
+        if (stage, step) not in self._told:
+            self._writer("metrics.jsonl").append(
+                _record({"stage": stage, "step": step, "time": round(time.time(), 3), **values})
+            )
+            self._told.add((stage, step))
+
+    def cut_metrics(self, stage: str, after: int) -> None:
+        """Take out what later steps of a stage were like: they will be made again, and otherwise.
+
+        Raises:
+            StoreError: The disk is full; the lines are as they were.
+        """
+        path = self.path / "metrics.jsonl"
+        lines = list(Journal(path).lines())
+        kept = [line for line in lines if not (parse(line)["stage"] == stage and parse(line)["step"] > after)]
+        if len(kept) < len(lines):
+            if journal := self._journals.pop("metrics.jsonl", None):
+                journal.close()
+            self._told = None
+            write_atomic(path, b"".join(kept))
 
     def read_metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
-        """The metrics of every step, in order; where a resumed run redid a step, what it wrote last.
+        """The metrics of every step, in order; where a step has two lines, the last.
 
         Each is ``{"stage": …, "step": …, "time": …, name: number or None, …}``.
         """
@@ -233,10 +256,6 @@ class RunDir:
 
     # -- checkpoints --------------------------------------------------------------------------------
 
-    @property
-    def _checkpoints_dir(self) -> Path:
-        return self.path / "checkpoints"
-
     @contextlib.contextmanager
     def checkpoint(self, stage: str, step: int) -> Iterator[Path]:
         """An empty directory to save a model into; it becomes the checkpoint, whole, when the block ends.
@@ -248,33 +267,13 @@ class RunDir:
             StoreError: The disk is full; no part of a checkpoint is left and older ones are intact.
         """
         assert self._lock_fd is not None, "writing to a run needs its lock: with run.lock(): …"
-        final = self._checkpoints_dir / f"{_checked(stage)}-{step}"
-        part, old = final.with_name(f".{final.name}.part"), final.with_name(f".{final.name}.old.part")
-        shutil.rmtree(part, ignore_errors=True)
-        try:
-            part.mkdir(parents=True)
-            yield part
-            _sync_tree(part)
-            if final.exists():
-                final.replace(old)
-            part.replace(final)
-            sync_directory(self._checkpoints_dir)
-        except OSError as cause:
-            raise StoreError(
-                f"cannot write the checkpoint {final}: {cause.strerror or cause}; older ones are intact"
-            ) from cause
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+        with self._checkpoints.write(_checked(stage), step) as path:
+            yield path
+            self._flush()  # A checkpoint must not outlive what tells of the steps before it.
 
     def checkpoints(self, stage: str) -> list[Checkpoint]:
         """The stage's complete checkpoints, oldest first."""
-        found = []
-        for path in self._checkpoints_dir.glob(f"{_checked(stage)}-*"):
-            name, _, step = path.name.rpartition("-")
-            if name == stage and step.isdigit():
-                found.append(Checkpoint(stage=stage, step=int(step), path=path))
-        return sorted(found, key=lambda checkpoint: checkpoint.step)
+        return self._checkpoints.of(_checked(stage))
 
     def latest(self, stage: str) -> Checkpoint | None:
         """The stage's last complete checkpoint."""
@@ -283,15 +282,17 @@ class RunDir:
     def prune(self, stage: str, keep: int) -> None:
         """Delete the stage's checkpoints save for the last ``keep``."""
         for checkpoint in self.checkpoints(stage)[: -keep or None]:
-            # Out of sight first: what is half deleted must not look complete.
-            gone = checkpoint.path.with_name(f".{checkpoint.path.name}.gone.part")
-            checkpoint.path.replace(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            self.drop(checkpoint)
+
+    def drop(self, checkpoint: Checkpoint) -> None:
+        """Delete one checkpoint."""
+        self._checkpoints.drop(checkpoint)
 
     # -- whole files --------------------------------------------------------------------------------
 
     def mark_done(self, stage: str, info: Mapping[str, Any]) -> None:
-        """Record that a stage is finished, with JSON values to be had from `done`."""
+        """Record that a stage is finished, with JSON values to be had from `done`, once it is flushed."""
+        self._flush()
         write_json(self.path / "done" / f"{_checked(stage)}.json", dict(info))
 
     def done(self, stage: str) -> dict[str, Any] | None:
@@ -388,13 +389,3 @@ def _checked(stage: str) -> str:
     if not _STAGE.fullmatch(stage):
         raise StoreError(f"a stage's name must be letters, digits, '.', '_' and '-'; found {stage!r}")
     return stage
-
-
-def _sync_tree(root: Path) -> None:
-    for path in root.rglob("*"):
-        if path.is_file():
-            fd = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from turnwise.checkpoints import whole_directory
 from turnwise.config import BatchConfig, OptimizerConfig
-from turnwise.errors import LearnError, NonFiniteError, boundary
+from turnwise.errors import LearnError, NonFiniteError, StoreError, boundary
 from turnwise.learn.batch import pack
-from turnwise.learn.checkpoint import written_whole
 from turnwise.learn.losses import Loss, LossInputs, LossOutput
 from turnwise.learn.model import PolicyModel
 from turnwise.learn.optim import Optimizer
@@ -200,7 +200,7 @@ class Learner:
         Raises:
             StoreError: It could not be written; an earlier checkpoint at ``path`` is still there.
         """
-        with written_whole(Path(path)) as directory:
+        with boundary(StoreError, f"writing {path}"), whole_directory(Path(path)) as directory:
             self.model.module.save_pretrained(directory)
             self._tokenizer.save_pretrained(directory)
             state = {
@@ -248,7 +248,7 @@ class Learner:
             name: tensor.detach().to("cpu", dtype).contiguous()
             for name, tensor in LiveWeights(self.model).tensors()
         }
-        with written_whole(Path(path)) as directory:
+        with boundary(StoreError, f"writing {path}"), whole_directory(Path(path)) as directory:
             causal.save_pretrained(directory, state_dict=weights)
             if dtype is not None:
                 # transformers writes down the live model's type there, and would load the weights as that.

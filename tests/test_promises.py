@@ -166,13 +166,13 @@ def test_4_a_bad_rollout_is_data_not_a_crash(tmp_path: Path) -> None:
     too_many_stop_the_run(tmp_path)
 
 
-def test_5_every_dispatched_episode_reaches_the_sink_exactly_once() -> None:
+def test_5_every_dispatched_episode_reaches_the_sink_exactly_once(tmp_path: Path) -> None:
     """500 of them under faults of every kind, each ending as its plan says."""
     from tests.rollout.test_chaos import (
-        test_500_episodes_of_chaos_reach_the_sink_once_each_and_end_as_their_plans_say as chaos,
+        test_500_episodes_end_as_their_plans_say_and_touch_no_sibling as chaos,
     )
 
-    chaos()
+    chaos(tmp_path)
 
 
 def test_6_siblings_start_alike(played: list[Trajectory], caplog: pytest.LogCaptureFixture) -> None:

@@ -47,7 +47,15 @@ class EnvError(TurnwiseError):
 
 
 class EnvLostError(EnvError):
-    """The environment is gone: a dead server, a crashed process. Authors may raise it from any method."""
+    """Something is gone that the policy cannot reach: a dead server, a judge that does not answer.
+
+    Authors may raise it from any method, and from reward functions: it says that the fault was nobody's here,
+    and the episode is left out of the baseline whatever the policy did before.
+    """
+
+
+class EnvCrashedError(EnvError):
+    """The environment's own process died: while a call ran it was that call's doing."""
 
 
 class EnvHungError(EnvError):
@@ -101,7 +109,25 @@ def boundary(error: type[TurnwiseError], where: str) -> Iterator[None]:
     except TurnwiseError:
         raise
     except Exception as cause:
-        raise error(f"{where}: {type(cause).__name__}: {cause}") from cause
+        raise error(f"{where}: {said(cause)}") from cause
+
+
+def said(error: BaseException, limit: int | None = 2000) -> str:
+    """``ValueError: no such thing``: an error's kind and its message."""
+    text = message_of(error, limit)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def message_of(error: BaseException, limit: int | None = 2000) -> str:
+    """An error's message, of which ``limit`` characters are kept.
+
+    Foreign messages may be as long as the value that they quote, and making one may raise in its turn.
+    """
+    try:
+        text = str(error)
+    except Exception as broken:  # noqa: BLE001 - the error's own code, which is as foreign as what raised it
+        return f"(its message could not be read: {type(broken).__name__})"
+    return text if limit is None or len(text) <= limit else f"{text[:limit]}…"
 
 
 def describe(error: BaseException, limit: int = 4000) -> str:

@@ -13,7 +13,7 @@ import pytest
 from turnwise import Env, Message, Step, ToolCall
 from turnwise.envs.registry import make
 from turnwise.envs.session import Limits
-from turnwise.errors import EnvHungError, EnvLostError, EnvSpecError, ScoringError
+from turnwise.errors import EnvCrashedError, EnvHungError, EnvLostError, EnvSpecError, ScoringError
 
 HERE = Path(__file__).parent / "process_envs.py"
 
@@ -103,12 +103,14 @@ def test_a_hung_child_is_killed_with_all_that_it_started(tmp_path):
     assert mark not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
 
 
-def test_a_dead_child_is_a_lost_environment():
+def test_a_dead_child_is_a_crashed_environment():
     async def play():
         env = await opened()
         await env.reset({}, 0)
-        with pytest.raises(EnvLostError, match=r"tool die: its process died \(killed by SIGSEGV\)"):
+        assert env.alive
+        with pytest.raises(EnvCrashedError, match=r"tool die: its process died \(killed by SIGSEGV\)"):
             await env.call(call("die"))
+        assert not env.alive
         await env.close()
 
     asyncio.run(play())

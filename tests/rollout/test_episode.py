@@ -233,19 +233,19 @@ def test_a_teacher_that_is_missing_is_the_environments_fault():
 
 
 @pytest.mark.parametrize("reward", [float("nan"), float("inf"), "much", None])
-def test_a_reward_that_is_no_finite_number_is_excluded_and_never_zero(reward):
+def test_a_reward_that_is_no_finite_number_forfeits_the_episode(reward):
     class Odd(Answer):
         def reward(self):
             return reward
 
     done = play(ScriptedPolicy(["3"]), arena(Odd))
-    assert done.stop_reason is StopReason.SCORING_FAILED
-    assert done.reward is None and done.rewards == {}
+    assert done.stop_reason is StopReason.FORFEITED
+    assert done.reward == 0.0 and done.rewards == {"steps": Reward(value=0.0)}
     assert "finite number" in done.error.message or "expected a number" in done.error.message
     assert done.turns[0].message.text == "3"
 
 
-def test_a_step_reward_that_is_nan_is_excluded():
+def test_a_step_reward_that_is_nan_forfeits_the_episode():
     class Odd(Shop):
         @tool
         def odd(self) -> Step:
@@ -253,7 +253,7 @@ def test_a_step_reward_that_is_nan_is_excluded():
             return Step("x", reward=float("nan"))
 
     done = play(ScriptedPolicy([calls(call("odd"))]), arena(Odd))
-    assert done.stop_reason is StopReason.SCORING_FAILED and done.reward is None
+    assert done.stop_reason is StopReason.FORFEITED and done.reward == 0.0
 
 
 def test_rewards_are_weighted_and_named():
@@ -262,13 +262,14 @@ def test_rewards_are_weighted_and_named():
     assert done.reward == 2.0
 
 
-def test_the_name_of_the_steps_sum_is_kept_for_it():
+@pytest.mark.parametrize("name", ["steps", "forfeit"])
+def test_the_names_of_our_own_rewards_are_kept_for_them(name):
     class Both(Shop):
         def reward(self):
-            return {"steps": 1.0}
+            return {name: 1.0}
 
     done = play(ScriptedPolicy(["3"]), arena(Both))
-    assert done.stop_reason is StopReason.SCORING_FAILED and "use another name" in done.error.message
+    assert done.stop_reason is StopReason.FORFEITED and "use another name" in done.error.message
 
 
 # ---------------------------------------------------------------------------------------------------

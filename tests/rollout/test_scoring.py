@@ -112,20 +112,25 @@ def no_list(completions, **columns):
     ("function", "message"),
     [(raising, "raised StopIteration"), (wrong_length, "returned 1 values"), (no_list, "returned float")],
 )
-def test_a_function_that_fails_excludes_its_siblings_and_is_never_zero(function, message):
+def test_a_function_that_fails_whatever_it_is_asked_about_pays_nobody(function, message):
     played = group([one(function)])
-    assert {trajectory.stop_reason for trajectory in played} == {StopReason.SCORING_FAILED}
-    assert all(trajectory.reward is None and message in trajectory.error.message for trajectory in played)
+    # Which of the siblings broke it cannot be told where each alone could be scored.
+    excused = function is wrong_length
+    reason = StopReason.SCORING_FAILED if excused else StopReason.FORFEITED
+    assert {trajectory.stop_reason for trajectory in played} == {reason}
+    assert {trajectory.reward for trajectory in played} == {None if excused else 0.5}, "the environment's"
+    assert all(message in trajectory.error.message for trajectory in played)
     assert all(trajectory.turns[0].message.text for trajectory in played), "what was played is kept"
 
 
-def test_nan_for_one_sibling_excludes_that_one_alone():
+def test_nan_for_one_sibling_is_forfeited_by_that_one_alone():
     def odd(completions, **columns):
         return [1.0, float("nan"), 1.0]
 
     played = group([one(odd)])
     reasons = [trajectory.stop_reason for trajectory in played]
-    assert reasons == [StopReason.ANSWERED, StopReason.SCORING_FAILED, StopReason.ANSWERED]
+    assert reasons == [StopReason.ANSWERED, StopReason.FORFEITED, StopReason.ANSWERED]
+    assert [trajectory.rewards["odd"].value for trajectory in played] == [1.0, 0.0, 1.0]
     assert "finite number" in played[1].error.message
 
 

@@ -39,6 +39,7 @@ def adapt(inner: type) -> type[Env]:
         "declared": _declared(inner),
         "system": getattr(inner, "system", None),
         "max_turns": getattr(inner, "max_turns", None),
+        "forfeit": getattr(inner, "forfeit", 0.0),
         "__signature__": inspect.signature(inner),
         "__module__": inner.__module__,
         "__doc__": inner.__doc__,

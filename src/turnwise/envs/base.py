@@ -79,6 +79,11 @@ class Env:
     """Replies per episode; None leaves it to the recipe."""
     max_tool_calls: ClassVar[int | None] = None
     """Tool calls per episode; None sets no limit."""
+    forfeit: ClassVar[float] = 0.0
+    """What an episode is worth, beside what its steps paid, whose policy made it impossible to score: by a
+    hang, a crash, text that breaks `reward`; or, where there is no `reward`, by running into a limit. Set it
+    to the least that an end can be worth, where that is below 0.
+    """
     inline: ClassVar[bool] = False
     """Declares that no method ever blocks: methods run on the event loop itself, the fastest way."""
     isolation: ClassVar[Literal["thread", "process"]] = "thread"

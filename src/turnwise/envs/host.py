@@ -22,7 +22,7 @@ from functools import partial
 from time import perf_counter
 from typing import Any, Self, TypeVar
 
-from turnwise.envs import observe
+from turnwise.envs import contain, observe
 from turnwise.envs.base import Env
 from turnwise.envs.session import Limits
 from turnwise.envs.thread import EnvThread
@@ -35,14 +35,12 @@ from turnwise.errors import (
     ScoringError,
     TurnwiseError,
     boundary,
+    said,
 )
 from turnwise.types import Content, Message, Step, Task, ToolCall, ToolResult, ToolSchema
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-CANCEL_SECONDS = 1.0
-"""How long a cancelled coroutine may take to clean up before it counts as hung."""
 
 
 class _RaisedError(TurnwiseError):
@@ -95,6 +93,11 @@ class HostedEnv:
             raise
         return host
 
+    @property
+    def alive(self) -> bool:
+        """Whether another episode can be played."""
+        return self._env is not None and not self._hung and not self._closed
+
     # -- the session protocol ------------------------------------------------------------------------
 
     async def reset(self, task: Task, seed: int) -> tuple[Message, ...]:
@@ -142,7 +145,7 @@ class HostedEnv:
             if isinstance(cause, observe.BadResultError):
                 return failed("bad_result", f"{call.name} failed: it returned {cause}.")
             log.debug("%s raised", what, exc_info=cause)
-            return failed("raised", f"{call.name} failed: {_named(cause)}")
+            return failed("raised", f"{call.name} failed: {said(cause, None)}")
         return ToolResult(
             call=call, content=content, step=step, coerced=checked.coerced, seconds=perf_counter() - started
         )
@@ -168,7 +171,7 @@ class HostedEnv:
                 error, told = "bad_result", f"it returned {cause}."
             else:
                 log.debug("%s raised", what, exc_info=cause)
-                error, told = "raised", _named(cause)
+                error, told = "raised", said(cause, None)
         told = observe.cut(f"The environment failed: {told}", self._limits.max_observation)
         return Step(told, info={"error": error})
 
@@ -240,7 +243,7 @@ class HostedEnv:
             _OverranError: A coroutine was stopped at the deadline.
             EnvHungError: A thread or a coroutine could not be.
         """
-        job = partial(_perform, function, finish)
+        job = partial(contain.call, partial(_perform, function, finish))
         async with self._lock:
             if self._threaded and not inspect.iscoroutinefunction(function):
                 self._thread = self._thread or EnvThread(self.name)
@@ -253,31 +256,23 @@ class HostedEnv:
                 result = job()
             if isinstance(result, _Pending):
                 done = await self._bounded(what, result.awaitable)
-                result = finish(done) if finish else done
+                result = contain.call(partial(finish, done)) if finish else done
         value: T = result
         return value
 
     async def _bounded(self, what: str, awaitable: Awaitable[Any]) -> Any:
         """Await the author's coroutine; cancel it at the deadline, and when the caller is cancelled."""
-        task = asyncio.ensure_future(_contained(awaitable))
         seconds = self._limits.call_seconds
         try:
-            done, _ = await asyncio.wait((task,), timeout=seconds)
-        except asyncio.CancelledError:
-            task.cancel()
-            await asyncio.wait((task,), timeout=CANCEL_SECONDS)
-            raise
-        if done:
-            return _result(task)
-        task.cancel()
-        done, _ = await asyncio.wait((task,), timeout=CANCEL_SECONDS)
-        if not done:
+            return await contain.bounded(awaitable, seconds)
+        except contain.OverranError:
+            raise _OverranError(f"{what}: it did not finish within {seconds:g} s") from None
+        except contain.StuckError as stuck:
             self._hung = True
-            task.add_done_callback(self._close_later)
-            raise EnvHungError(f"{what}: it did not return within {seconds:g} s and ignores cancellation")
-        if not task.cancelled():
-            task.exception()  # Marks it as seen: whatever it raised on its way out came too late.
-        raise _OverranError(f"{what}: it did not finish within {seconds:g} s")
+            stuck.task.add_done_callback(self._close_later)
+            raise EnvHungError(
+                f"{what}: it did not return within {seconds:g} s and ignores cancellation"
+            ) from None
 
     def _hang(self, what: str, thread: EnvThread) -> None:
         """The thread is lost to a call; when that returns, the environment is closed there."""
@@ -299,7 +294,7 @@ class HostedEnv:
         self._closing = asyncio.ensure_future(self.close())
 
     def _live(self, what: str) -> Env:
-        if self._hung or self._closed or self._env is None:
+        if not self.alive or self._env is None:
             state = "hangs in an earlier call" if self._hung else "is closed"
             raise (EnvHungError if self._hung else EnvLostError)(f"{what}: the environment {state}")
         return self._env
@@ -360,32 +355,11 @@ class _Pending:
 
 
 def _perform(function: Callable[[], Any], finish: Callable[[Any], Any] | None) -> Any:
-    try:
-        value = function()
-    except SystemExit as exit:
-        raise RuntimeError(f"it called sys.exit({exit.code!r})") from exit
+    value = function()
     if inspect.isawaitable(value):
         return _Pending(value)
     return finish(value) if finish else value
 
 
-async def _contained(awaitable: Awaitable[Any]) -> Any:
-    # A SystemExit inside a task would stop the whole event loop.
-    try:
-        return await awaitable
-    except SystemExit as exit:
-        raise RuntimeError(f"it called sys.exit({exit.code!r})") from exit
-
-
-def _result(task: asyncio.Future[Any]) -> Any:
-    if task.cancelled():
-        raise RuntimeError("it cancelled itself")
-    return task.result()
-
-
 def _cause(error: TurnwiseError) -> BaseException:
     return error.__cause__ if isinstance(error, _RaisedError) and error.__cause__ else error
-
-
-def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

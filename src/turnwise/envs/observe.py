@@ -11,12 +11,12 @@ import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, get_args
 
 import numpy as np
 
 from turnwise.errors import EnvError, ScoringError, TaskError
-from turnwise.types import Content, ImageBlock, Message, Step, TextBlock
+from turnwise.types import Content, ImageBlock, Message, Role, Step, TextBlock, ToolCall
 
 Blocks = tuple[TextBlock | ImageBlock, ...]
 
@@ -66,7 +66,7 @@ def messages(value: Any, what: str) -> tuple[Message, ...]:
     if isinstance(value, list | tuple) and value and all(isinstance(one, Message) for one in value):
         if value[-1].role == "assistant":
             raise EnvError(f"{what} ended with an assistant message: the policy has nothing to answer")
-        return tuple(replace(one, content=observation(one.content, None)) for one in value)
+        return tuple(replace(_sound(one, what), content=observation(one.content, None)) for one in value)
     if isinstance(value, str | TextBlock | ImageBlock) or _is_blocks(value):
         return (Message.user(observation(value, None)),)
     found = "an empty list" if value == [] else _a(value)
@@ -93,7 +93,7 @@ def step(value: Any, limit: int, what: str) -> Step:
     seen = value.observation
     told: Content | list[Message]
     if isinstance(seen, list) and seen and isinstance(seen[0], Message):
-        told = [replace(one, content=observation(one.content, limit)) for one in seen]
+        told = [replace(_sound(one, what), content=observation(one.content, limit)) for one in seen]
     else:
         told = observation(seen, limit)
     reward = None if value.reward is None else finite(value.reward, f"{what}: reward")
@@ -112,14 +112,37 @@ def spoken(message: Message, what: str) -> Message:
     """A demonstrator's message as it was said: what the environment goes on changing is not in it.
 
     Raises:
-        EnvError: A call's arguments are not JSON.
+        EnvError: It cannot be stored: a call's arguments are not JSON, a part is of the wrong type.
     """
+    _sound(message, what)
+    if not isinstance(message.content, str) and not _is_blocks(message.content):
+        raise EnvError(f"{what} returned a message whose content is {_a(message.content)}")
+    calls = tuple(replace(call, arguments=copy.deepcopy(dict(call.arguments))) for call in message.tool_calls)
+    return replace(message, tool_calls=calls) if calls else message
+
+
+def _sound(message: Any, what: str) -> Message:
+    """A message that can be read back when it was stored; its content is the caller's to look at.
+
+    Raises:
+        EnvError: It is none.
+    """
+    if not isinstance(message, Message):
+        raise EnvError(f"{what} returned {_a(message)} among its messages; each must be a Message")
+    if message.role not in get_args(Role):
+        allowed = ", ".join(get_args(Role))
+        raise EnvError(f"{what} returned a message of role {message.role!r:.40}; allowed are {allowed}")
+    for part in ("reasoning", "tool_call_id", "name"):
+        value = getattr(message, part)
+        if not isinstance(value, str | None):
+            raise EnvError(f"{what} returned a message whose {part} is {_a(value)}; it must be text or None")
     for call in message.tool_calls:
+        if not isinstance(call, ToolCall) or not isinstance(call.name, str) or not isinstance(call.id, str):
+            raise EnvError(f"{what} returned a message with a tool call that is no ToolCall of text and JSON")
         problem = json_problem(call.arguments)
         if problem:
             raise EnvError(f"{what}: the arguments of its call of {call.name} are not JSON: {problem}")
-    calls = tuple(replace(call, arguments=copy.deepcopy(dict(call.arguments))) for call in message.tool_calls)
-    return replace(message, tool_calls=calls) if calls else message
+    return message
 
 
 def rewards(value: Any, what: str) -> dict[str, float | None]:

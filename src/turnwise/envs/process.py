@@ -26,15 +26,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import TypeAdapter
 
-from turnwise.envs.host import CANCEL_SECONDS, HostedEnv
+from turnwise.envs.contain import CANCEL_SECONDS
+from turnwise.envs.host import HostedEnv
 from turnwise.envs.session import Limits
 from turnwise.errors import (
+    EnvCrashedError,
     EnvError,
     EnvHungError,
     EnvLostError,
     EnvSpecError,
     ScoringError,
     TurnwiseError,
+    message_of,
 )
 from turnwise.types import Message, Step, Task, ToolCall, ToolResult, ToolSchema
 
@@ -47,6 +50,10 @@ START_SECONDS = 60.0
 """For the child's interpreter and imports, on top of the constructor's deadline."""
 MARGIN_SECONDS = CANCEL_SECONDS + 0.5
 """The child stops its own coroutines at the deadline; only after this is it killed."""
+DYING_SECONDS = 0.5
+"""How long a child that closed its wire may take to exit, so that its exit code can be told."""
+MAX_ANSWER = 1 << 29
+"""Bytes; what claims to be longer is no answer, but something else that was written to the wire."""
 CLOSE_SECONDS = 5.0
 """How long a child may take to exit once nobody talks to it."""
 BOOT = (
@@ -85,6 +92,8 @@ class ProcessEnv:
         self._writer = writer
         self._lock = asyncio.Lock()
         self._asked = 0
+        self._size: int | None = None
+        """Bytes of the answer whose head was read."""
         self._end: EnvError | None = None
         self._closed = False
 
@@ -95,7 +104,7 @@ class ProcessEnv:
         Raises:
             EnvError: The constructor raised.
             EnvHungError: It hung.
-            EnvLostError: The child died.
+            EnvCrashedError: The child died.
         """
         ours, theirs = socket.socketpair()
         with theirs:
@@ -120,6 +129,11 @@ class ProcessEnv:
         env.system = opened["system"]
         env.has_step = opened["has_step"]
         return env
+
+    @property
+    def alive(self) -> bool:
+        """Whether another episode can be played: what a policy left behind may end the child at any time."""
+        return self._end is None and not self._closed and self._child.poll() is None
 
     async def reset(self, task: Task, seed: int) -> tuple[Message, ...]:
         """Start an episode."""
@@ -186,11 +200,13 @@ class ProcessEnv:
                 limit = self._limits.call_seconds
                 self._end = EnvHungError(f"{what}: it did not return within {limit:g} s and was killed")
             except (EOFError, OSError):
-                self._end = EnvLostError(f"{what}: its process died")
+                self._end = EnvCrashedError(f"{what}: its process died")
+                code = await asyncio.to_thread(self._reap, DYING_SECONDS)
+                self._end = EnvCrashedError(f"{what}: its process died ({_exit(code)})")
+            except (ValueError, LookupError, TypeError, RecursionError):
+                self._end = EnvCrashedError(f"{what}: what its process sent cannot be read; it was killed")
             if self._end is not None:
-                code = await asyncio.to_thread(self._reap, 0.5 if isinstance(self._end, EnvLostError) else 0)
-                if isinstance(self._end, EnvLostError):
-                    self._end = EnvLostError(f"{what}: its process died ({_exit(code)})")
+                await asyncio.to_thread(self._reap, 0)
                 raise self._end
         if "error" in answer:
             kinds = {kind.__name__: kind for kind in ERRORS}
@@ -199,8 +215,13 @@ class ProcessEnv:
 
     async def _answer(self, asked: int) -> dict[str, Any]:
         while True:
-            size = int.from_bytes(await self._reader.readexactly(4), "big")
-            answer: dict[str, Any] = json.loads(await self._reader.readexactly(size))
+            if self._size is None:  # Else a call was cancelled between an answer's head and its body.
+                self._size = int.from_bytes(await self._reader.readexactly(4), "big")
+            if self._size > MAX_ANSWER:
+                raise ValueError(f"an answer of {self._size} bytes")
+            body = await self._reader.readexactly(self._size)
+            self._size = None
+            answer: dict[str, Any] = json.loads(body)
             # An answer to a call whose caller was cancelled comes late, and is nobody's.
             if answer["id"] == asked:
                 return answer
@@ -220,7 +241,8 @@ class ProcessEnv:
 
 def serve(descriptor: int) -> None:
     """The child's life: answer requests from the socket until it closes."""
-    with socket.socket(fileno=descriptor) as wire:
+    # OSError: the wire is closed at either end, and nobody is left to be told.
+    with suppress(OSError), socket.socket(fileno=descriptor) as wire:
         asyncio.run(_serve(wire))
     # Not by returning: a thread that some tool left behind must not keep the child alive.
     sys.stdout.flush()
@@ -238,12 +260,14 @@ async def _serve(wire: socket.socket) -> None:
             if request["method"] == "constructor":
                 env = await _open(request)
                 answer["value"] = {"tools": env.tools, "system": env.system, "has_step": env.has_step}
-            else:
-                assert env is not None
+            elif env is not None:
                 answer["value"] = await _perform(env, request)
+            else:
+                assert request["method"] == "close", "the constructor failed: there is nothing else to ask"
+                answer["value"] = None
         except TurnwiseError as error:
             kind = next((kind for kind in ERRORS if isinstance(error, kind)), EnvError)
-            answer |= {"error": kind.__name__, "message": str(error)}
+            answer |= {"error": kind.__name__, "message": message_of(error)}
         wire.sendall(_frame(answer))
     if env is not None:
         await env.close()

@@ -47,6 +47,11 @@ class Session(Protocol):
     has_step: bool
     """Whether a reply without tool calls is answered by `step`; it ends the episode otherwise."""
 
+    @property
+    def alive(self) -> bool:
+        """Whether another episode can be played; one that nobody uses may have died meanwhile."""
+        ...
+
     async def reset(self, task: Task, seed: int) -> tuple[Message, ...]:
         """Start an episode: the messages the policy sees first, after ``system`` where that is set.
 
@@ -62,7 +67,9 @@ class Session(Protocol):
 
         Raises:
             EnvLostError: The environment is gone (not the policy's doing).
+            EnvCrashedError: Its process died while the call ran.
             EnvHungError: The tool passed its deadline and could not be stopped; no further call is possible.
+            EnvError: The tool returned a `Step` that ends twice, or whose info is not JSON.
             ScoringError: The tool returned a `Step` whose reward is not a finite number.
         """
         ...
@@ -71,7 +78,7 @@ class Session(Protocol):
         """Answer a reply without tool calls. An exception in the author's ``step`` is an observation too.
 
         Raises:
-            EnvLostError, EnvHungError, ScoringError: As for `call`.
+            EnvError, ScoringError: As for `call`.
         """
         ...
 
@@ -118,6 +125,11 @@ class EnvSpec(Protocol):
     @property
     def limits(self) -> Limits:
         """The environment's own, before the recipe's are laid over them."""
+        ...
+
+    @property
+    def forfeit(self) -> float:
+        """What an end is worth that the policy made impossible to score; see `turnwise.envs.base.Env`."""
         ...
 
     @property

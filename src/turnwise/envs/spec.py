@@ -33,6 +33,11 @@ class ClassSpec:
     limits: Limits
     fingerprint: str
 
+    @property
+    def forfeit(self) -> float:
+        """The class's own."""
+        return self.env_class.forfeit
+
     def tasks(self, split: str) -> Iterator[Task]:
         """The tasks of a split, as they will be read back from disk.
 

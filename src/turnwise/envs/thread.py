@@ -68,6 +68,7 @@ class EnvThread:
 
     def abandon(self, last: Callable[[], Any]) -> None:
         """Give up on a call that hangs: count it, and run ``last`` should it ever return."""
+        abandoned_threads()  # Those that have come to an end are held on to no longer.
         _abandoned.append(self)
         self.stop(last)
 

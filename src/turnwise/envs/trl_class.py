@@ -51,7 +51,7 @@ def adapt(factory: Callable[..., Any]) -> type[Env]:
         "__module__": inner.__module__,
         "__doc__": inner.__doc__,
     }
-    for knob in ("max_turns", "max_tool_calls", "inline", "isolation"):
+    for knob in ("max_turns", "max_tool_calls", "forfeit", "inline", "isolation"):
         if knob in vars(inner):
             namespace[knob] = vars(inner)[knob]
     return type(inner.__name__, (TrlEnv,), namespace)

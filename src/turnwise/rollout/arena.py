@@ -9,6 +9,7 @@ A row's ``environment`` column names its arena:
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Collection, Sequence
 from typing import Self
 
@@ -19,6 +20,8 @@ from turnwise.rollout.harness import harness_hash, overlay_limits
 from turnwise.rollout.scoring import RewardFunction
 from turnwise.rollout.sessions import SessionPool
 from turnwise.types import Task
+
+log = logging.getLogger(__name__)
 
 OWN_REWARD = "environment"
 """Stands for the environment's own rewards among the weights that are hashed."""
@@ -56,11 +59,13 @@ class Arena:
         self.functions = tuple(functions)
         self.reward_weight, self.max_excluded = reward_weight, max_excluded
         self.sessions = SessionPool(spec, self.limits)
+        self._told = False
         self.harness = harness_hash(
             renderer=renderer,
             environment=spec.fingerprint,
             limits=self.limits,
             rewards={OWN_REWARD: reward_weight, **{one.identity: one.weight for one in functions}},
+            forfeit=spec.forfeit,
         )
 
     @classmethod
@@ -79,6 +84,20 @@ class Arena:
             renderer=renderer,
             max_excluded=config.max_excluded,
         )
+
+    def compare_with_forfeit(self, end: float) -> None:
+        """Say once that breaking the environment would have paid more than the end that an episode came to.
+
+        Args:
+            end: What its last turn and the environment's own rewards paid.
+        """
+        if end < self.spec.forfeit and not self._told:
+            self._told = True
+            log.warning(
+                "environment '%s': an end was worth %g, and one that cannot be scored is worth %g: a policy "
+                "that loses gains by a hang, a crash or a limit. Set the class's `forfeit` to the least that "
+                "an end is worth", self.name, end, self.spec.forfeit,
+            )  # fmt: skip
 
     async def aclose(self) -> None:
         """Close the environments that no episode uses."""

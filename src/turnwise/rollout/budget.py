@@ -15,11 +15,14 @@ LEAST = 32
 
 
 class ErrorBudget:
-    """Counts what fails outside of the policy's control. Truncations are no failures and never counted here.
+    """Counts what breaks, whoever broke it. Limits that are run into are no faults and never counted here.
+
+    What the policy broke is scored, and yet a run should not go on in which that is the rule: a scorer that
+    raises on most of what it is given, an environment that crashes at most calls.
 
     Args:
-        max_failures: Episodes in a row that may fail with none succeeding.
-        max_excluded: Largest share of failures for each environment; 1 never stops the run.
+        max_failures: Episodes in a row that may break with none succeeding.
+        max_excluded: Largest share of broken episodes for each environment; 1 never stops the run.
     """
 
     def __init__(self, *, max_failures: int = 64, max_excluded: Mapping[str, float] | None = None) -> None:
@@ -35,8 +38,8 @@ class ErrorBudget:
         if reason is StopReason.CANCELLED:
             return
         window = self._windows[trajectory.env]
-        window.append(reason.failed)
-        if not reason.failed:
+        window.append(reason.faulty)
+        if not reason.faulty:
             self._in_a_row = 0
             return
         self._in_a_row += 1
@@ -65,5 +68,5 @@ class ErrorBudget:
 
     @property
     def exclusion_rates(self) -> dict[str, float]:
-        """Share of failures among each environment's latest episodes."""
+        """Share of broken episodes, excluded or forfeited, among each environment's latest."""
         return {env: sum(window) / len(window) for env, window in self._windows.items()}

@@ -10,7 +10,11 @@ What ends an episode is decided here and nowhere else:
     a reply without calls, and no ``step``      ANSWERED
     a limit of the episode                      MAX_TURNS, MAX_TOOL_CALLS, MAX_TOKENS, TIME_LIMIT; CUT_REPLY
     a call of the policy's hangs for good       TIME_LIMIT: the policy can cause it, so it is scored and kept
+    any other fault once the policy has spoken  FORFEITED: likewise; no fault may pay better than losing
     a fault outside of the policy's control     …_FAILED, PROMPT_TOO_LONG, CANCELLED: excluded, never scored
+
+Outside of its control is what breaks before its first reply, a policy that cannot answer, and what raises
+`EnvLostError`.
 """
 
 from __future__ import annotations
@@ -29,15 +33,17 @@ from turnwise.errors import (
     ContextOverflowError,
     EnvError,
     EnvHungError,
+    EnvLostError,
     PolicyError,
     ScoringError,
     TurnwiseError,
     boundary,
 )
 from turnwise.rollout.arena import Arena
+from turnwise.rollout.policies import TeacherPolicy
 from turnwise.rollout.policy import Context, Policy
 from turnwise.rollout.record import EpisodeOrder, OpenTurn, Record, failure_of
-from turnwise.types import STEPS, Finish, Message, Reward, Sampling, Step, StopReason, Trajectory
+from turnwise.types import FORFEIT, STEPS, Finish, Message, Reward, Sampling, Step, StopReason, Trajectory
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -143,11 +149,11 @@ class _Episode:
             if self.phase.startswith(POLICY_CAUSED):
                 self.record.count("tool_timeouts")
                 return self._failed(StopReason.TIME_LIMIT, error)
-            return self._failed(StopReason.ENV_FAILED, error)
+            return self._blamed(StopReason.ENV_FAILED, error)
         except EnvError as error:
-            return self._failed(StopReason.ENV_FAILED, error)
+            return self._blamed(StopReason.ENV_FAILED, error)
         except ScoringError as error:
-            return self._failed(StopReason.SCORING_FAILED, error)
+            return self._blamed(StopReason.SCORING_FAILED, error)
         except ContextOverflowError as error:
             if self.record.turns:
                 return StopReason.MAX_TOKENS
@@ -276,30 +282,54 @@ class _Episode:
     # -- the end -----------------------------------------------------------------------------------------
 
     async def _score(self) -> None:
-        """Ask for the environment's rewards; a broken one pays what its steps did, and nothing more."""
-        record, weight = self.record, self.arena.reward_weight
-        paid, own = record.paid, dict[str, float | None]()
-        if self.broken:
-            paid = paid or 0.0
-        else:
-            assert self.session is not None
+        """Ask for the environment's rewards; an end without them is worth its steps and the forfeit."""
+        record, arena = self.record, self.arena
+        own: dict[str, float | None] = {}
+        if not self.broken and record.stop_reason is not StopReason.FORFEITED:
             try:
-                own = await self._env("reward", self.session.reward())
-                for name, value in own.items():
-                    if value is not None:
-                        finite(value, f"{self._where()} '{name}'")
-                if paid is not None and STEPS in own:
-                    raise ScoringError(f"{self._where()}: '{STEPS}' is what steps pay; use another name")
+                own = await self._own_rewards()
             except (ScoringError, EnvError) as error:
                 scoring = isinstance(error, ScoringError)
-                reason = StopReason.SCORING_FAILED if scoring else StopReason.ENV_FAILED
-                record.stop_reason = self._failed(reason, error)
-                return
-        if paid is None and not own and not self.arena.functions:
+                excused = StopReason.SCORING_FAILED if scoring else StopReason.ENV_FAILED
+                record.stop_reason = self._blamed(excused, error)
+        stop, paid = record.stop_reason, record.paid
+        assert stop is not None
+        if stop.failed:
+            return
+        lost = self.broken or stop is StopReason.FORFEITED
+        if paid is None and (lost or (not own and not arena.functions)):
             # Steps are all that could have paid, and they paid nothing: that is a score, not a gap.
             paid = 0.0
         values = own if paid is None else {STEPS: paid, **own}
-        record.rewards = {name: Reward(value=value, weight=weight) for name, value in values.items()}
+        unscored = not own and stop.truncated and stop is not StopReason.ENV_TRUNCATED
+        if not (lost or unscored):
+            arena.compare_with_forfeit(record.end_paid + sum(value or 0.0 for value in own.values()))
+        elif arena.spec.forfeit:
+            values[FORFEIT] = arena.spec.forfeit
+        record.rewards = {
+            name: Reward(value=value, weight=arena.reward_weight) for name, value in values.items()
+        }
+
+    async def _own_rewards(self) -> dict[str, float | None]:
+        assert self.session is not None
+        own = await self._env("reward", self.session.reward())
+        for name, value in own.items():
+            if value is not None:
+                finite(value, f"{self._where()} '{name}'")
+        for name, meant in ((STEPS, "what steps pay"), (FORFEIT, "what a forfeit pays")):
+            if name in own:
+                raise ScoringError(f"{self._where()}: '{name}' is {meant}; use another name")
+        return own
+
+    def _blamed(self, excused: StopReason, error: BaseException) -> StopReason:
+        """Whose doing a fault is. A policy that has spoken can cause any that is not declared a loss.
+
+        A teacher speaks for the environment, and there is nothing that it could gain.
+        """
+        nobody = isinstance(error, EnvLostError) or not self.record.turns
+        if nobody or self.policy.name == TeacherPolicy.name:
+            return self._failed(excused, error)
+        return self._failed(StopReason.FORFEITED, error)
 
     def _failed(self, reason: StopReason, error: BaseException) -> StopReason:
         self.record.error = failure_of(error, self._where())
@@ -308,8 +338,8 @@ class _Episode:
     async def _release(self) -> None:
         if self.session is not None:
             reason = self.record.stop_reason
-            # A session may be reset again only after `reward`, which is not asked of a failed episode.
-            healthy = not self.broken and reason is not None and not reason.failed
+            # A session may be reset again only after `reward`, which is not asked of a faulty episode.
+            healthy = not self.broken and reason is not None and not reason.faulty
             self.arena.sessions.release(self.session, healthy=healthy)
         try:
             with boundary(PolicyError, f"policy {self.policy.name}: release of {self.order.id}"):

@@ -10,12 +10,17 @@ from dataclasses import asdict, fields
 from turnwise.config import LimitsConfig
 from turnwise.envs.session import Limits
 
-RULES = 1
+RULES = 2
 """Raised when the code changes what ends an episode, what a policy is told, or how rewards are added up."""
 
 
 def harness_hash(
-    *, renderer: str, environment: str, limits: Limits, rewards: Mapping[str, float] | None = None
+    *,
+    renderer: str,
+    environment: str,
+    limits: Limits,
+    rewards: Mapping[str, float] | None = None,
+    forfeit: float = 0.0,
 ) -> str:
     """A short hex digest that is on every trajectory.
 
@@ -26,8 +31,9 @@ def harness_hash(
         environment: The environment's fingerprint.
         limits: After the recipe's were laid over the environment's.
         rewards: Weight of every reward by its identity, the environment's own under ``environment``.
+        forfeit: What an end is worth that cannot be scored.
     """
-    parts = [RULES, renderer, environment, asdict(limits), dict(rewards or {})]
+    parts = [RULES, renderer, environment, asdict(limits), dict(rewards or {}), forfeit]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 

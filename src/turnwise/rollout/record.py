@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from turnwise.errors import describe
+from turnwise.errors import describe, message_of
 from turnwise.types import (
     Failure,
     Message,
@@ -181,7 +182,8 @@ class Record:
         if step.reward is not None:
             turn.reward = (turn.reward or 0.0) + step.reward
         for name, value in step.info.items():
-            if isinstance(value, int | float):
+            # An integer may be too large for a float, and a policy may have written it.
+            if isinstance(value, int | float) and abs(value) <= sys.float_info.max:
                 self.counts[f"info/{name}"] = float(value)
 
     @property
@@ -189,6 +191,12 @@ class Record:
         """Sum of what the steps paid; None if nothing paid."""
         paid = [turn.reward for one in self.segments for turn in one.turns if turn.reward is not None]
         return sum(paid) if paid else None
+
+    @property
+    def end_paid(self) -> float:
+        """What the last turn's steps paid."""
+        turns = self.segments[-1].turns if self.segments else []
+        return (turns[-1].reward or 0.0) if turns else 0.0
 
     def trajectory(self) -> Trajectory:
         """The episode as it ended."""
@@ -234,4 +242,6 @@ class Record:
 
 def failure_of(error: BaseException, where: str) -> Failure:
     """An error as data."""
-    return Failure(kind=type(error).__name__, message=str(error), where=where, traceback=describe(error))
+    return Failure(
+        kind=type(error).__name__, message=message_of(error), where=where, traceback=describe(error)
+    )

@@ -8,14 +8,17 @@ Two shapes, told apart by the signature:
     def polite(trajectory) -> float | None:                              # once per trajectory
         return float("please" in trajectory.turns[-1].message.text)
 
-Both may be ``async``. None means that the reward does not apply. A function that raises, hangs, or returns
-anything but finite numbers fails the siblings it was asked about: they are left out of the baseline, never
-scored 0.
+Both may be ``async``. None means that the reward does not apply. What a function makes of a reply is the
+reply's doing: a sibling on which it raises, hangs or returns no finite number forfeits this reward and keeps
+its others, or replies would be learned that cannot be scored. A function that raises over a whole group is
+asked about each sibling alone, so that the others get theirs. It raises `EnvLostError` to say that the fault
+was not the policy's (a judge that does not answer): those siblings are left out of the baseline.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import importlib
 import inspect
@@ -23,14 +26,18 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self
 
+from turnwise.envs import contain
 from turnwise.envs.observe import finite
-from turnwise.errors import RecipeError, ScoringError, TurnwiseError, boundary
+from turnwise.errors import EnvLostError, RecipeError, ScoringError, TurnwiseError, boundary
+from turnwise.rollout.policies import TeacherPolicy
 from turnwise.rollout.record import failure_of
 from turnwise.types import Reward, StopReason, Trajectory
 
-ScoreOrError = float | None | ScoringError
+ScoreOrError = float | None | TurnwiseError
+"""A `ScoringError` where the sibling's replies broke the function, an `EnvLostError` where they did not."""
 TRL_OWN = ("prompt", "completion", "completion_ids")
 """Columns of a row that TRL does not hand to reward functions."""
 
@@ -86,37 +93,72 @@ class RewardFunction:
 
     async def score(self, siblings: Sequence[Trajectory]) -> list[ScoreOrError]:
         """A score, None, or what went wrong, for each sibling in order. Never raises."""
+        # The rows are the siblings' too, and stand on trajectories: a function may change its own alone.
+        siblings = [replace(one, task=copy.deepcopy(dict(one.task))) for one in siblings]
         if self.per_trajectory:
             outcomes = await asyncio.gather(*(self._call({"trajectory": one}) for one in siblings))
-            return [_number(outcome, self.name) for outcome in outcomes]
-        scores = await self._call(self._accepted(trl_columns(siblings)))
-        if isinstance(scores, ScoringError):
+            return [self._number(outcome) for outcome in outcomes]
+        scores = await self._together(siblings)
+        if isinstance(scores, list):
+            return scores
+        if isinstance(scores, EnvLostError) or len(siblings) == 1:
             return [scores] * len(siblings)
+        return await self._apart(siblings, scores)
+
+    async def _together(self, siblings: Sequence[Trajectory]) -> list[ScoreOrError] | TurnwiseError:
+        """Scores in order, or why there are none."""
+        scores = await self._call(self._accepted(trl_columns(siblings)))
+        if isinstance(scores, TurnwiseError):
+            return scores
         if not isinstance(scores, Sequence) and hasattr(scores, "tolist"):
             scores = scores.tolist()
         if not isinstance(scores, Sequence) or isinstance(scores, str) or len(scores) != len(siblings):
             found = f"{len(scores)} values" if isinstance(scores, Sequence) else type(scores).__name__
-            problem = ScoringError(
+            return ScoringError(
                 f"reward {self.name}: returned {found}; expected a list of {len(siblings)} numbers or None"
             )
-            return [problem] * len(siblings)
-        return [_number(score, self.name) for score in scores]
+        return [self._number(score) for score in scores]
+
+    async def _apart(self, siblings: Sequence[Trajectory], problem: TurnwiseError) -> list[ScoreOrError]:
+        """Find out whose replies broke the function, and score the others together."""
+        alone = await asyncio.gather(*(self._together([one]) for one in siblings))
+        sound = [one for one, found in zip(siblings, alone, strict=True) if isinstance(found, list)]
+        together = await self._together(sound) if 0 < len(sound) < len(siblings) else problem
+        if not isinstance(together, list):
+            # Each alone can be scored and all of them cannot: nobody's doing in particular.
+            lost = EnvLostError(f"{together} (each sibling alone can be scored)")
+            together = [lost] * len(sound)
+        scores = iter(together)
+        return [next(scores) if isinstance(found, list) else found for found in alone]
 
     async def _call(self, arguments: Mapping[str, Any]) -> Any:
-        """What the function returns, or a `ScoringError`."""
+        """What the function returns, or an error as `ScoreOrError` has them."""
         try:
             with boundary(ScoringError, f"reward {self.name}"):
-                async with asyncio.timeout(self.seconds):
-                    if inspect.iscoroutinefunction(self.function):
-                        return await self.function(**arguments)
-                    result = await _on_thread(self.function, arguments)
-                    return await result if inspect.isawaitable(result) else result
+                return await contain.bounded(self._result(arguments), self.seconds)
+        except EnvLostError as lost:
+            return EnvLostError(f"reward {self.name}: {lost}")
         except ScoringError as error:
-            if isinstance(error.__cause__, TimeoutError):
+            if isinstance(error.__cause__, contain.OverranError | contain.StuckError):
                 return ScoringError(f"reward {self.name}: did not finish within {self.seconds:g} s")
             return error
         except TurnwiseError as error:
             return ScoringError(f"reward {self.name}: {error}")
+
+    async def _result(self, arguments: Mapping[str, Any]) -> Any:
+        if inspect.iscoroutinefunction(self.function):
+            return await self.function(**arguments)
+        result = await _on_thread(self.function, arguments)
+        return await result if inspect.isawaitable(result) else result
+
+    def _number(self, score: Any) -> ScoreOrError:
+        if score is None or isinstance(score, TurnwiseError):
+            return score
+        try:
+            with boundary(ScoringError, f"reward {self.name}"):
+                return finite(score, f"reward {self.name}")
+        except ScoringError as error:
+            return error
 
     def _accepted(self, columns: dict[str, Any]) -> dict[str, Any]:
         parameters = inspect.signature(self.function).parameters
@@ -133,8 +175,9 @@ async def score_siblings(
     if not played or not functions:
         return list(trajectories)
     columns = await asyncio.gather(*(function.score(played) for function in functions))
+    least = [_least(function, scores) for function, scores in zip(functions, columns, strict=True)]
     scored = {
-        trajectory.id: _with_scores(trajectory, functions, scores)
+        trajectory.id: _with_scores(trajectory, functions, scores, least)
         for trajectory, scores in zip(played, zip(*columns, strict=True), strict=True)
     }
     return [scored.get(trajectory.id, trajectory) for trajectory in trajectories]
@@ -169,32 +212,33 @@ def _completion_ids(trajectory: Trajectory) -> list[int]:
     return ids
 
 
+def _least(function: RewardFunction, scores: Sequence[ScoreOrError]) -> float:
+    """What a sibling forfeits to: no more than 0, and than any sibling was worth to this function."""
+    numbers = [score for score in scores if isinstance(score, float)]
+    return min((0.0, *numbers), key=lambda score: function.weight * score)
+
+
 def _with_scores(
-    trajectory: Trajectory, functions: Sequence[RewardFunction], scores: Sequence[ScoreOrError]
+    trajectory: Trajectory,
+    functions: Sequence[RewardFunction],
+    scores: Sequence[ScoreOrError],
+    least: Sequence[float],
 ) -> Trajectory:
     rewards = dict(trajectory.rewards)
-    for function, score in zip(functions, scores, strict=True):
-        if not isinstance(score, ScoringError) and function.name in rewards:
-            score = ScoringError(
-                f"reward {function.name}: the environment has a reward of this name too; rename the function"
+    stop, failure = trajectory.stop_reason, trajectory.error
+    for function, score, forfeit in zip(functions, scores, least, strict=True):
+        where = f"reward {function.name}"
+        if function.name in rewards:
+            score = EnvLostError(
+                f"{where}: the environment has a reward of this name too; rename the function"
             )
-        if isinstance(score, ScoringError):
-            return replace(
-                trajectory,
-                stop_reason=StopReason.SCORING_FAILED,
-                error=failure_of(score, f"reward {function.name}"),
-            )
+        if isinstance(score, TurnwiseError):
+            failure = failure_of(score, where)
+            if isinstance(score, EnvLostError) or trajectory.policy == TeacherPolicy.name:
+                return replace(trajectory, stop_reason=StopReason.SCORING_FAILED, error=failure)
+            stop, score = StopReason.FORFEITED, forfeit
         rewards[function.name] = Reward(value=score, weight=function.weight)
-    return replace(trajectory, rewards=rewards)
-
-
-def _number(score: Any, name: str) -> ScoreOrError:
-    if score is None or isinstance(score, ScoringError):
-        return score
-    try:
-        return finite(score, f"reward {name}")
-    except ScoringError as error:
-        return error
+    return replace(trajectory, rewards=rewards, stop_reason=stop, error=failure)
 
 
 async def _on_thread(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
@@ -209,7 +253,7 @@ async def _on_thread(function: Callable[..., Any], arguments: Mapping[str, Any])
     def work() -> None:
         outcome: tuple[Any, Exception | None]
         try:
-            outcome = function(**arguments), None
+            outcome = contain.call(partial(function, **arguments)), None
         except Exception as error:  # noqa: BLE001 - raised again on the loop, inside its boundary
             outcome = None, error
         with suppress(RuntimeError):  # The loop is closed and nobody is left to be told.

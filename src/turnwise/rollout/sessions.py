@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from weakref import WeakKeyDictionary
 
 from turnwise.envs.session import EnvSpec, Limits, Session
 
@@ -16,13 +17,21 @@ CLOSE_SECONDS = 10.0
 class SessionPool:
     """Opens environments when they are needed and keeps healthy ones for the next episode.
 
-    What bounds the number of live environments is the number of episodes in flight; ``keep`` bounds how many
-    idle ones are held on to. Broken ones are closed and replaced. Closing never holds up an episode.
+    What bounds the number of live environments is the number of episodes in flight. Broken ones are closed
+    and replaced. Closing never holds up an episode.
+
+    Args:
+        spec: Opens them.
+        limits: Of every episode.
+        keep: How many idle ones are held on to.
+        reuse: Episodes that one plays before it is replaced, so that what its class leaks does not add up
+            over a run.
     """
 
-    def __init__(self, spec: EnvSpec, limits: Limits, *, keep: int = 256) -> None:
-        self.spec, self.limits, self.keep = spec, limits, keep
+    def __init__(self, spec: EnvSpec, limits: Limits, *, keep: int = 256, reuse: int = 256) -> None:
+        self.spec, self.limits, self.keep, self.reuse = spec, limits, keep, reuse
         self._idle: list[Session] = []
+        self._played: WeakKeyDictionary[Session, int] = WeakKeyDictionary()
         self._closing: set[asyncio.Task[None]] = set()
 
     async def acquire(self) -> Session:
@@ -31,11 +40,17 @@ class SessionPool:
         Raises:
             EnvError: Its constructor raised or hung.
         """
-        return self._idle.pop() if self._idle else await self.spec.open(self.limits)
+        while self._idle:
+            session = self._idle.pop()
+            if session.alive:
+                return session
+            self.release(session, healthy=False)
+        return await self.spec.open(self.limits)
 
     def release(self, session: Session, *, healthy: bool) -> None:
         """Give an environment back; one that is not healthy, or not needed, is closed in the background."""
-        if healthy and len(self._idle) < self.keep:
+        played = self._played[session] = self._played.get(session, 0) + 1
+        if healthy and played < self.reuse and len(self._idle) < self.keep:
             self._idle.append(session)
             return
         task = asyncio.get_running_loop().create_task(session.close())

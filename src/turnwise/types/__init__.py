@@ -12,6 +12,7 @@ from turnwise.types.environment import Step, Task, ToolResult
 from turnwise.types.learning import Batch, BoolArray, FloatArray, IntArray, Sample, WeightSource
 from turnwise.types.tokens import Completion, Finish, Rendered, Reply, Sampling
 from turnwise.types.trajectory import (
+    FORFEIT,
     STEPS,
     Failure,
     Reward,
@@ -23,6 +24,7 @@ from turnwise.types.trajectory import (
 )
 
 __all__ = [
+    "FORFEIT",
     "STEPS",
     "Batch",
     "BoolArray",

@@ -13,6 +13,9 @@ from turnwise.types.tokens import Finish, Sampling
 STEPS = "steps"
 """Name of the reward that sums up what an episode's steps paid, which its turns have one by one."""
 
+FORFEIT = "forfeit"
+"""Name of the reward that stands for an end which the policy made impossible to score."""
+
 
 class StopReason(StrEnum):
     """Why an episode ended. Exactly one of `terminated`, `truncated`, `failed` holds for each."""
@@ -31,6 +34,8 @@ class StopReason(StrEnum):
     """A single reply ran into its own limit."""
     TIME_LIMIT = "time_limit"
     """The episode's seconds were used up, or a tool hung and could not be stopped."""
+    FORFEITED = "forfeited"
+    """What the policy did crashed the environment or broke its scoring."""
     PROMPT_TOO_LONG = "prompt_too_long"
     """The task did not fit the budget before the policy said anything."""
     ENV_FAILED = "env_failed"
@@ -52,8 +57,13 @@ class StopReason(StrEnum):
         )  # fmt: skip
 
     @property
+    def faulty(self) -> bool:
+        """Something broke, whoever caused it: too many of these stop a run."""
+        return self.failed or self is StopReason.FORFEITED
+
+    @property
     def truncated(self) -> bool:
-        """A budget ran out: scored and kept."""
+        """A budget ran out, or the policy broke what it played in: scored and kept."""
         return not self.terminated and not self.failed
 
 

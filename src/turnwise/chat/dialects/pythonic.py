@@ -23,7 +23,7 @@ _NAME_HERE = re.compile(r"[^\s,=()\[\]{}'\"<>|]+(?=\s*\()")
 _KEY_HERE = re.compile(r"[^\s,=()\[\]{}'\"<>|]+(?=\s*=)")
 _BEGINS = re.compile(rf"\s*\[\s*{_NAME.pattern}\s*(?:\)|[^\s,=()\[\]{{}}'\"]+\s*=(?!=))")
 
-# What may stand in a string, by its quotes. Possessive, so that a missing end is found in one pass.
+# What may stand in a string, by its quotes. Possessive: a long string keeps no places to come back to.
 _STRINGS = {
     '"""': re.compile(r'(?:[^"\\]|\\.|"(?!""))*+', re.DOTALL),
     "'''": re.compile(r"(?:[^'\\]|\\.|'(?!''))*+", re.DOTALL),

@@ -1,4 +1,4 @@
-"""What the tests of every dialect share: a tool with arguments of all types, values for them, and invariants."""
+"""What the tests of every dialect share: a tool with arguments of all types, values for them, invariants."""
 
 from __future__ import annotations
 

@@ -12,12 +12,17 @@ from collections.abc import Sequence
 from turnwise.chat.dialects.atem import AtemDialect
 from turnwise.chat.dialects.base import Dialect, PlainDialect
 from turnwise.chat.dialects.cohere import CohereDialect
+from turnwise.chat.dialects.deepseek import DEEPSEEK_DSML, DEEPSEEK_V3, DEEPSEEK_V31
 from turnwise.chat.dialects.gemma import FUNCTION_GEMMA, GEMMA
+from turnwise.chat.dialects.glm import GlmDialect
 from turnwise.chat.dialects.harmony import HarmonyDialect
 from turnwise.chat.dialects.hermes import HermesDialect
 from turnwise.chat.dialects.invoke import MiniMaxDialect
+from turnwise.chat.dialects.llama3 import Llama3Dialect
+from turnwise.chat.dialects.mistral import MISTRAL, MISTRAL_ARGS
 from turnwise.chat.dialects.phi import PhiDialect
 from turnwise.chat.dialects.pythonic import LFM, PYTHONIC
+from turnwise.chat.dialects.qwen_xml import QwenXmlDialect
 from turnwise.chat.dialects.response_template import ResponseTemplateDialect
 from turnwise.types import ToolCall, ToolSchema
 
@@ -27,6 +32,14 @@ DIALECTS: dict[str, Dialect] = {
     dialect.name: dialect
     for dialect in (
         HermesDialect(),
+        QwenXmlDialect(),
+        GlmDialect(),
+        Llama3Dialect(),
+        MISTRAL,
+        MISTRAL_ARGS,
+        DEEPSEEK_V3,
+        DEEPSEEK_V31,
+        DEEPSEEK_DSML,
         GEMMA,
         FUNCTION_GEMMA,
         LFM,

@@ -35,13 +35,22 @@ class ArgumentTags:
         form: ``opening`` in words.
         closing: What stands after a value.
         ends: What stands after the last argument; the last of it closes the call.
-        call: Pattern of what begins another call.
+        call: Pattern of a call's beginning, so much of it that it can hardly be part of a value.
+        begins: Pattern of a call's beginning after a call that ended; ``call`` where it is empty.
         due: Pattern of an opening in due form, which can hardly be part of a value; ``opening`` where it is
             empty.
     """
 
     def __init__(
-        self, *, opening: str, form: str, closing: str, ends: Sequence[str], call: str, due: str = ""
+        self,
+        *,
+        opening: str,
+        form: str,
+        closing: str,
+        ends: Sequence[str],
+        call: str,
+        begins: str = "",
+        due: str = "",
     ) -> None:
         end = r"\s*".join(map(re.escape, ends))
         self.form, self.closing, self.ends = form, closing, ends
@@ -50,8 +59,9 @@ class ArgumentTags:
         self._tag = re.compile(f"{opening}|{re.escape(closing)}")
         self._closing = re.compile(re.escape(closing))
         self._call = re.compile(call)
+        self._call_tag = re.compile(f"{call}|{re.escape(ends[-1])}")
         self._end = re.compile(rf"\s*{end}")
-        self._call_or_end = re.compile(rf"{call}|(?P<end>{re.escape(closing)}\s*{end})")
+        self._call_or_end = re.compile(rf"{begins or call}|(?P<end>{re.escape(closing)}\s*{end})")
 
     def read(self, text: str, start: int, known: Collection[str] = ()) -> tuple[list[Entry], int]:
         """The arguments of a call, and the place of the tag that closes it.
@@ -81,9 +91,10 @@ class ArgumentTags:
         position = skip_space(text, start)
         while opening := self._opening.match(text, position):
             close = self._close(text, opening.end(), known, nested=nested)
-            if close < 0:
+            value = text[opening.end() : close]
+            if close < 0 or self._swallows_call(value):
                 return None
-            entries.append((opening, text[opening.end() : close]))
+            entries.append((opening, value))
             position = skip_space(text, close + len(self.closing))
         end = self._end.match(text, position)
         return None if end is None else (entries, end.end() - len(self.ends[-1]))
@@ -94,6 +105,13 @@ class ArgumentTags:
         return len(names) == len(entries) and not any(
             self._swallowed(text, names, known) for _, text in entries
         )
+
+    def _swallows_call(self, value: str) -> bool:
+        """Whether a call begins within a value and does not end there: the end of this one is missing."""
+        depth = 0
+        for tag in self._call_tag.finditer(value):
+            depth = max(0, depth - 1) if tag.group() == self.ends[-1] else depth + 1
+        return depth > 0
 
     def _swallowed(self, value: str, given: Collection[str], known: Collection[str]) -> bool:
         """Whether an argument of the tool's, not given otherwise, begins within a value."""
@@ -134,9 +152,10 @@ class ArgumentTags:
         position = skip_space(text, start)
         while opening := self._opening.match(text, position):
             close = text.find(self.closing, opening.end())
-            entries.append((opening, text[opening.end() : close]))
+            value = text[opening.end() : close]
+            entries.append((opening, value))
             given = {opening["key"] for opening, _ in entries}
-            if close < 0 or self._swallowed(entries[-1][1], given, known):
+            if close < 0 or self._swallows_call(value) or self._swallowed(value, given, known):
                 raise CallFault(
                     f"the argument {opening['key']!r} is not closed: {self.closing} is missing",
                     opening.end(),

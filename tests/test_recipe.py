@@ -228,6 +228,44 @@ def test_no_file(tmp_path: Path) -> None:
         (["rl.sapo={tau_positive: 2.0}"], "rl.sapo.tau_positive: does nothing with rl.loss=ppo; remove it"),
         (["rl.loss=sapo", "rl.clip_high=0.3"], "rl.clip_high: does nothing with rl.loss=sapo"),
         (["rl.kl_estimator=k2"], "rl.kl_estimator: does nothing with rl.kl=0; remove it"),
+        (
+            ["rl.advantage=maxrl", "rl.scale=batch"],
+            "rl.scale: does nothing with rl.advantage=maxrl, which says itself what it divides by; remove it",
+        ),
+        (
+            ["rl.rewards=separately", "rl.scale=none"],
+            "rl.scale: does nothing with rl.rewards=separately, which divides by the group's deviation",
+        ),
+        (
+            ["rl.advantage=rloo", "rl.scale=group"],
+            "rl.scale: rl.advantage=rloo divides by none or batch, found group; choose one of them",
+        ),
+        (["rl.credit.gamma=0.9"], "rl.credit.gamma: does nothing with rl.credit.kind=trajectory; remove it"),
+        (
+            ["rl.credit={kind: mt_grpo, gamma: 0.9}"],
+            "rl.credit.gamma: does nothing with rl.credit.kind=mt_grpo",
+        ),
+        (
+            ["rl.credit={kind: returns, weight: 2.0}"],
+            "rl.credit.weight: does nothing with rl.credit.kind=returns",
+        ),
+        (
+            ["rl.credit={kind: gigpo}", "rl.advantage=reinforce_pp"],
+            "rl.advantage: rl.credit.kind=gigpo compares turns by grpo, dr_grpo, rloo, "
+            "reinforce_pp_baseline, found reinforce_pp; choose one of them, or rl.credit.kind=trajectory",
+        ),
+        (
+            ["rl.credit={kind: returns}", "rl.advantage=maxrl"],
+            "rl.advantage: rl.credit.kind=returns compares turns by grpo,",
+        ),
+        (
+            ["rl.rewards=separately", "rl.advantage=rloo"],
+            "rl.advantage: rl.rewards=separately compares each reward by grpo, found rloo",
+        ),
+        (
+            ["rl.rewards=separately", "rl.credit={kind: gigpo}"],
+            "rl.credit.kind: rl.rewards=separately compares whole episodes, found gigpo",
+        ),
         (["rl.correction={high: 4.0}"], "rl.correction.high: does nothing with rl.correction.kind=none"),
         (
             ["rl.loss=vespo", "rl.correction.kind=tis"],
@@ -279,6 +317,9 @@ def test_what_may_not_stand_together(write, overrides: list[str], problem: str) 
         ["rl.minibatches=6", "rl.epochs=2", "rl.optimizer.warmup_steps=59"],
         ["evaluate.sampling.top_p=0.9"],
         ["rl.loss=dapo", "rl.clip_high=0.28"],
+        ["rl.advantage=rloo", "rl.scale=batch"],
+        ["rl.advantage=reinforce_pp_baseline", "rl.credit={kind: gigpo, gamma: 1.0, weight: 0.5}"],
+        ["rl.rewards=separately"],
     ],
 )
 def test_resolved_loads_as_the_same_recipe(write, overrides: list[str]) -> None:

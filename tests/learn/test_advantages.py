@@ -7,17 +7,18 @@ import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.models import tiny_qwen3
 from tests.support.tokenizers import tiny_tokenizer
 from tests.support.trajectories import trajectory
 
 from turnwise.config import RlConfig
+from turnwise.config.credit import SCALES, AdvantageName
 from turnwise.errors import LearnError
 from turnwise.learn.advantages import COMPARISONS, dr_grpo, gdpo, grpo, maxrl, rloo
 from turnwise.learn.credit import credit
@@ -94,8 +95,9 @@ def compared(method: tuple[Any, Any], groups: Groups) -> np.ndarray[Any, np.dtyp
     return advantages_N
 
 
-def test_every_method_has_a_formula() -> None:
-    assert FORMULAS.keys() == COMPARISONS.keys()
+def test_what_recipes_may_choose_is_there_and_has_a_formula() -> None:
+    choices = {(name, scale) for name in get_args(AdvantageName) for scale in (None, *SCALES.get(name, ()))}
+    assert choices == COMPARISONS.keys() == FORMULAS.keys()
 
 
 @pytest.mark.parametrize("method", COMPARISONS, ids=str)
@@ -113,6 +115,7 @@ some_groups = st.lists(st.lists(rewards, min_size=1, max_size=5), min_size=1, ma
 
 
 @pytest.mark.parametrize("method", WITHIN_GROUPS, ids=str)
+@settings(deadline=None)
 @given(groups=some_groups)
 def test_siblings_sum_to_zero_in_the_order_of_their_rewards(method: Any, groups: Groups) -> None:
     advantages = iter(compared(method, groups))
@@ -126,12 +129,14 @@ def test_siblings_sum_to_zero_in_the_order_of_their_rewards(method: Any, groups:
 
 
 @pytest.mark.parametrize("method", [one for one in COMPARISONS if one[0] != "maxrl"], ids=str)
+@settings(deadline=None)
 @given(groups=some_groups, shift=st.integers(-50, 50))
 def test_a_constant_on_every_reward_changes_nothing(method: Any, groups: Groups, shift: int) -> None:
     shifted = [[reward + shift for reward in group] for group in groups]
     np.testing.assert_allclose(compared(method, shifted), compared(method, groups), atol=1e-7)
 
 
+@settings(deadline=None)
 @given(groups=some_groups, factor=st.floats(0.1, 20))
 def test_maxrl_does_not_see_the_unit_of_rewards(groups: Groups, factor: float) -> None:
     scaled = [[reward * factor for reward in group] for group in groups]

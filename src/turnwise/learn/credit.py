@@ -192,7 +192,8 @@ def credit(groups: Sequence[TrajectoryGroup], config: RlConfig) -> Credit:
         config: Its ``advantage``, ``scale``, ``rewards`` and ``credit``.
 
     Raises:
-        LearnError: The rewards do not suit the advantage, or no turn has the ``state_key`` that gigpo needs.
+        LearnError: The rewards do not suit the advantage, or turns are to be compared by a ``state_key``, and
+            none of an environment's has one.
     """
     by_id: dict[str, tuple[float, ...]] = {}
     metrics: dict[str, float] = {}
@@ -232,13 +233,16 @@ def teaches(group: TrajectoryGroup, config: RlConfig) -> bool:
 
 
 def _check(env: str, turns: Turns, config: RlConfig) -> None:
-    """Refuse credit by turn for which an environment lacks what it is made of."""
-    if config.credit.kind == "gigpo" and turns.states_N and not anchored(turns).any():
+    """Refuse credit by turn for which an environment lacks what it is made of, unless it has single turns."""
+    before_N = ~turns.last_N
+    if not before_N.any():
+        return
+    if config.credit.kind == "gigpo" and not anchored(turns).any():
         raise LearnError(
             f"rl.credit.kind=gigpo compares turns in the same state, and environment {env} names none; "
             "define `state_key(self) -> str` on it, or use rl.credit.kind=returns"
         )
-    if config.credit.kind == "mt_grpo" and not turns.paid_N[~turns.last_N].any():
+    if config.credit.kind == "mt_grpo" and not turns.paid_N[before_N].any():
         # Pay may be rare: that there is none in one step does not mean that there never is.
         log.warning(
             "environment %s: no turn before the last was paid in this step, so that rl.credit.kind=mt_grpo "
@@ -288,7 +292,8 @@ def _by_turn(turns: Turns, advantages_N: Rewards, config: RlConfig) -> dict[str,
     if config.credit.kind == "gigpo":
         sizes = np.unique(turns.sets(turns.states_N)[anchored(turns)], return_counts=True)[1]
         found["anchored"] = float(sizes[sizes > 1].sum() / len(advantages_N))
-        found["anchor_size"] = float(sizes.mean())
+        if len(sizes):
+            found["anchor_size"] = float(sizes.mean())
     return found
 
 

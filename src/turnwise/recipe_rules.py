@@ -37,6 +37,8 @@ def idle_keys(recipe: Recipe) -> dict[str, str]:
     idle: dict[str, str] = {}
     if recipe.model.scratch is not None:
         idle["model.revision"] = "with model.scratch"
+        if recipe.model.chat_template is None:
+            idle["model.thinking"] = "with model.scratch, whose own template writes no thinking"
     for stage in ("sft", "rl"):
         section = getattr(recipe, stage)
         if section is None:

@@ -48,9 +48,15 @@ class Renderer(Protocol):
     ) -> Message:
         """What the sampled ids say. Never raises: a malformed call is a `ToolCall` with ``error`` set.
 
+        Calls have the ids ``call_0``, ``call_1`` … in their order, or those that the policy gave them.
+
         ``tools`` are what the policy was told of: some families write arguments as bare text, and only a
         tool's schema says whether ``7`` is a number. ``context_ids`` as for `reply`.
         """
+        ...
+
+    def opens_thinking(self, context_ids: Sequence[int]) -> bool:
+        """Whether a reply to this context begins inside of its thinking; without any, to a user."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -19,6 +19,7 @@ import importlib.resources
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,6 +122,7 @@ class TemplateRenderer:
         )
         """What counts as a token where its id was sampled, and as text where it was spelled."""
         self._bridge, self._history = Bridge(self.template), History(self.template)
+        self._call_ids = self.template.find_call_ids()
         self.can_think = self._says(Message.assistant("Yes.", reasoning=PROBE))
         """A reply may hold thinking after this generation prompt."""
         self.speaks_beside_calls = not self._writer.moves_content and self._says(
@@ -187,7 +189,7 @@ class TemplateRenderer:
                 back as something else (Llama's calls are plain JSON, and so may a content be).
         """
         spelled = self._spelled_out(message) if any(call.error for call in message.tool_calls) else message
-        opened = self._opened(context_ids)
+        opened = self.opens_thinking(context_ids)
         problem: TemplateError | None = None
         for write in (self._writer.whole, self._writer.in_pieces):
             try:
@@ -212,7 +214,18 @@ class TemplateRenderer:
         if ids and ids[-1] in self.stop_ids:
             ids = ids[:-1]
         text = self.template.encoder.decode_marked(ids, self._tokens)
-        return _mended(self.dialect.parse(text, thinking=self._opened(context_ids), tools=tools))
+        message = _mended(self.dialect.parse(text, thinking=self.opens_thinking(context_ids), tools=tools))
+        written = self._call_ids.findall(text) if self._call_ids is not None else ()
+        if len(written) != len(message.tool_calls):
+            return message
+        calls = [replace(call, id=id) for call, id in zip(message.tool_calls, written, strict=True)]
+        return replace(message, tool_calls=tuple(calls))
+
+    def opens_thinking(self, context_ids: Sequence[int]) -> bool:
+        """See `Renderer.opens_thinking`."""
+        if not context_ids:
+            return self.template.opens_thinking
+        return opens_thinking(self._decode(context_ids[-_ASKS:]))
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Renderer.decode`."""
@@ -231,12 +244,6 @@ class TemplateRenderer:
                 "eos_token; set one of them"
             )
         return tuple(dict.fromkeys(stops))
-
-    def _opened(self, context_ids: Sequence[int]) -> bool:
-        """Whether a reply begins inside of its thinking."""
-        if not context_ids:
-            return self.template.opens_thinking
-        return opens_thinking(self._decode(context_ids[-_ASKS:]))
 
     def _after_lead(self, text: str) -> list[int]:
         """The ids of a reply's text.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -130,6 +131,16 @@ class ChatTemplate:
         """
         self.caller, self.tags = dialect, dialect.tags
         self._look_at_calls()
+
+    def find_call_ids(self) -> re.Pattern[str] | None:
+        """Finds the ids that a reply itself gives its calls; None where the template is free in them."""
+        if not self.form.nine:
+            return None
+        text, id = self.attempt([*QUESTION, Message.assistant("", probe_call())], [PROBE_TOOL]), "call00000"
+        before, found, after = text.rpartition(id)
+        return (
+            re.compile(f"{re.escape(before[-7:])}([A-Za-z0-9]{{9}}){re.escape(after[:1])}") if found else None
+        )
 
     def _look_at_calls(self) -> None:
         self.call_end: End | None = self._find_call_end()

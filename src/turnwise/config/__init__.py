@@ -83,6 +83,9 @@ class ModelConfig(Section):
     """Handed to the template at every rendering: ``enable_thinking: false``."""
     dialect: str | None = None
     """How tool calls are written (``hermes``); found from the template where it is not set."""
+    thinking: Literal["keep", "template"] = "keep"
+    """Where the template drops earlier turns' thinking: ``keep`` what was sampled and bridge, or start a new
+    segment with the ``template``'s own rendering, which is what inference servers send."""
     lora: LoraConfig | None = None
 
     @model_validator(mode="after")

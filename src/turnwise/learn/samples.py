@@ -137,16 +137,19 @@ class Demonstrations:
                 rows[-1].context(bridge.ids)
                 images[-1] += bridge.images
             recorded = recorded and turn.ids is not None
-            rows[-1].reply(turn.ids if turn.ids is not None else self._reply(turn, trajectory.tools))
+            said = turn.ids if turn.ids is not None else self._reply(turn, trajectory.tools, rows[-1].ids)
+            rows[-1].reply(said)
             messages += [turn.message, *turn.feedback]
             new = turn.feedback
         return [row.sample(trajectory, used, 1.0) for row, used in zip(rows, images, strict=True)]
 
-    def _reply(self, turn: Turn, tools: Sequence[ToolSchema]) -> list[int]:
-        key = _reply_key(turn.message, tools)
+    def _reply(self, turn: Turn, tools: Sequence[ToolSchema], context_ids: Sequence[int]) -> list[int]:
+        # Of what came before, only how it asks for the reply matters to the reply's tokens.
+        opened = self._renderer.opens_thinking(context_ids)
+        key = _reply_key(turn.message, tools, opened=opened)
         ids = self._replies.get(key)
         if ids is None:
-            ids = self._renderer.reply(turn.message, tools)
+            ids = self._renderer.reply(turn.message, tools, context_ids)
             self._replies[key] = ids
             if len(self._replies) > self._cached_replies:
                 self._replies.popitem(last=False)
@@ -155,11 +158,11 @@ class Demonstrations:
         return ids
 
 
-def _reply_key(message: Message, tools: Sequence[ToolSchema]) -> str:
+def _reply_key(message: Message, tools: Sequence[ToolSchema], *, opened: bool) -> str:
     """Equal for messages that render alike. Call ids count: some templates write them."""
     calls = [(call.name, dict(call.arguments), call.id, call.error, call.raw) for call in message.tool_calls]
     named = [tool.name for tool in tools] if calls else []
-    return json.dumps([message.text, message.reasoning, calls, named], default=str)
+    return json.dumps([message.text, message.reasoning, calls, named, opened], default=str)
 
 
 @dataclass(slots=True)

@@ -180,6 +180,7 @@ class Run:
             chat_template=config.chat_template,
             chat_template_kwargs=config.chat_template_kwargs,
             dialect=config.dialect,
+            thinking=config.thinking,
         )
         for name, tools in self._tools().items():
             try:
@@ -188,7 +189,8 @@ class Run:
                 raise TemplateError(f"environment '{name}' has tools: {cause}") from cause
         with_tools = renderer.reports.get(True)
         if with_tools is not None and not with_tools.bridges:
-            self.note("warning", f"every turn starts a new segment: {with_tools.note}")
+            kinds = " and ".join(sorted(with_tools.new_segments))
+            self.note("warning", f"a new segment starts after {kinds} messages: {with_tools.note}")
         return renderer
 
     def _tools(self) -> dict[str, list[ToolSchema]]:

@@ -59,9 +59,13 @@ class ModelPolicy:
             session=context.session,
             images=images,
         )
-        message = self.renderer.parse(completion.ids, context.tools)
-        # A parser numbers the calls of its one reply; these names are unique in the episode.
-        calls = [replace(call, id=f"t{context.turn}c{i}") for i, call in enumerate(message.tool_calls)]
+        message = self.renderer.parse(completion.ids, context.tools, prompt_ids)
+        # A parser numbers the calls of its one reply; these names are unique in the episode. What the policy
+        # itself called a call (Mistral's do) stays at the end: its result has to answer to that.
+        calls = [
+            replace(call, id=f"t{context.turn}c{i}" + ("" if call.id == f"call_{i}" else f"-{call.id}"))
+            for i, call in enumerate(message.tool_calls)
+        ]
         return Reply(
             message=replace(message, tool_calls=tuple(calls)),
             context_ids=rendered.ids,

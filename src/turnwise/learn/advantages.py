@@ -133,7 +133,7 @@ def reinforce_pp(rewards_N: Rewards, groups_N: Groups) -> Rewards:
     """``(r - mean of all) / (std of all + 1e-4)``: one baseline for all tasks, so that siblings are not
     needed.
 
-    Source: REINFORCE++, arXiv:2501.03262, §3, over trajectories and without its KL in the reward.
+    Source: REINFORCE++, arXiv:2501.03262, over trajectories and without its KL in the reward.
     """
     if flat(rewards_N):
         return np.zeros_like(rewards_N)
@@ -144,7 +144,7 @@ def reinforce_pp(rewards_N: Rewards, groups_N: Groups) -> Rewards:
 def reinforce_pp_baseline(rewards_N: Rewards, groups_N: Groups) -> Rewards:
     """``a / (std of all a + 1e-4)`` with ``a = r - group mean``; the mean of all a is 0.
 
-    Source: REINFORCE++ with baseline, arXiv:2501.03262, §3, over trajectories.
+    Source: REINFORCE++ with baseline, arXiv:2501.03262, over trajectories.
     """
     return _whitened(per_group(dr_grpo)(rewards_N, groups_N), groups_N)
 

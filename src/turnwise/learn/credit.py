@@ -125,7 +125,7 @@ def returns(turns: Turns, compare: Comparison, *, gamma: float) -> Rewards:
     turn that only one sibling came to has nothing to be compared with.
 
     Source: G(PO)MDP with a baseline for each time step, Peters & Schaal, Reinforcement learning of motor
-    skills with policy gradients, Neural Networks 21 (2008), §3.2, with the discount on later pay alone.
+    skills with policy gradients, Neural Networks 21 (2008), with the discount on later pay alone.
     """
     return compare(discounted(turns, gamma), turns.sets(turns.numbers_N))
 
@@ -136,7 +136,7 @@ def mt_grpo(turns: Turns, compare: Comparison, *, weight: float) -> Rewards:
     ``r_T`` is the outcome, all that the last turn was paid; ``r_t`` what turn t was paid itself, compared
     with the siblings' t-th turns. Later turns' pay is no merit of an earlier one's, save for the outcome.
 
-    Source: MT-GRPO, arXiv:2505.11821v1, §3 (two turns; here any number of them, each with its own pay).
+    Source: MT-GRPO, arXiv:2505.11821v1 (two turns; here any number of them, each with its own pay).
     """
     last_N = turns.last_N
     outcomes_M = turns.rewards_M.copy()  # Of those without a turn.
@@ -152,7 +152,7 @@ def gigpo(turns: Turns, compare: Comparison, *, gamma: float, weight: float) -> 
     A trajectory may come by a state more than once. A turn without a key, or in a state that no other turn
     began in, has its episode's advantage alone.
 
-    Source: GiGPO, arXiv:2505.10978, §4; its F_norm is the deviation with ``rl.advantage`` grpo, 1 with
+    Source: GiGPO, arXiv:2505.10978; its F_norm is the deviation with ``rl.advantage`` grpo, 1 with
     dr_grpo.
     """
     anchored_N = anchored(turns)

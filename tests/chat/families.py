@@ -130,7 +130,8 @@ _LFM = {
 }  # fmt: skip
 _MISTRAL = {
     "special": ("[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]",
-                "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[ARGS]", "[CALL_ID]"),
+                "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]",
+                "[ARGS]", "[CALL_ID]"),
     "bos": "<s>", "eos": "</s>",
 }  # fmt: skip
 _MUSE = {

@@ -1,7 +1,7 @@
 """Run directories: everything that a run leaves behind, and all that it needs to go on after a crash.
 
     runs/<name>/
-      recipe.yaml                 the recipe, resolved
+      recipe.yaml, sources.json   the recipe, resolved; fingerprints of what it names
       trajectories/<stage>.jsonl  one finished episode a line, failed ones included; only ever grows
       steps.jsonl                 which trajectories each update used
       metrics.jsonl               one line a step
@@ -314,6 +314,14 @@ class RunDir:
             return (self.path / "recipe.yaml").read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
+
+    def write_sources(self, sources: Mapping[str, str]) -> None:
+        """Keep the fingerprints of what the recipe names."""
+        write_json(self.path / "sources.json", dict(sources))
+
+    def sources(self) -> dict[str, Any] | None:
+        """What `write_sources` kept; None before the first run."""
+        return _read_json(self.path / "sources.json")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``."""

@@ -98,7 +98,7 @@ def play(
     directory = RunDir(path)
     with directory.lock():
         check_unchanged(directory, recipe, allowed=changed)
-        return run_recipe(recipe, directory, told.append, stage=stage), told
+        return run_recipe(recipe, directory, told.append, stage=stage, changed=changed), told
 
 
 _FORKED = multiprocessing.get_context("forkserver")

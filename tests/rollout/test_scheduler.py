@@ -409,3 +409,47 @@ def test_a_failed_attempt_on_disk_is_not_played_again_but_its_next_attempt_is():
     )
     assert again.run(one_step) == ["rl/answer/0~1"]
     assert [one.id for one in again.seen] == ["rl/answer/0~1/s0", "rl/answer/0~1/s1"]
+
+
+def test_nothing_is_played_beyond_the_last_step():
+    rig = Rig(ScriptedPolicy(["3"]), {"answer": 2}, staleness=2, steps=3)
+
+    async def all_steps(scheduler):
+        for version in range(1, 4):
+            await scheduler.next_step()
+            await asyncio.sleep(0)
+            scheduler.advance(version)
+        await asyncio.sleep(0.05)
+        return scheduler.metrics["scheduler/groups_in_flight"]
+
+    assert rig.run(all_steps) == 0
+    assert len(rig.seen) == 3 * 2 * 2
+
+
+def test_counts_go_on_from_an_earlier_run_s():
+    rig = Rig(failing(2), {"answer": 1}, counts={"retried_groups": 3, "stale_groups": 1})
+
+    async def one_step(scheduler):
+        await scheduler.next_step()
+        return scheduler.metrics
+
+    metrics = rig.run(one_step)
+    assert (metrics["scheduler/retried_groups"], metrics["scheduler/stale_groups"]) == (4, 1)
+    assert metrics["scheduler/replaced_groups"] == 0 and metrics["scheduler/groups_in_flight"] == 0
+    assert set(metrics) >= {"excluded/answer", "scheduler/start_differs"}
+
+
+def test_an_environment_of_which_nothing_had_to_be_played_has_an_exclusion_rate_too():
+    first = Rig(ScriptedPolicy(["3"]), {"answer": 1})
+
+    async def one_step(scheduler):
+        await scheduler.next_step()
+        return scheduler.metrics
+
+    before = first.run(one_step)
+    again = Rig(
+        ScriptedPolicy(["4"]),
+        {"answer": 1},
+        finished=lambda group: tuple(one for one in first.seen if one.group_id == group),
+    )
+    assert again.run(one_step) == before and again.seen == []

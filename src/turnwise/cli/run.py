@@ -22,7 +22,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the recipe, resolved, and stop.")] = False,
     runs: Annotated[Path, typer.Option(help="Where run directories are.")] = Path("runs"),
     changed: Annotated[
-        bool, typer.Option("--changed", help="Go on with a run whose recipe has changed since.")
+        bool, typer.Option("--changed", help="Go on with a run whose recipe or sources have changed since.")
     ] = False,
 ) -> None:
     """Run a recipe: collect, sft, rl, evaluate. Stages that are done are skipped; a stopped one goes on."""
@@ -46,7 +46,7 @@ def run(
         check_unchanged(directory, loaded, allowed=changed)
         with Live(loaded, directory) as live:
             try:
-                summary = run_recipe(loaded, directory, live, stage=stage)
+                summary = run_recipe(loaded, directory, live, stage=stage, changed=changed)
             except KeyboardInterrupt:
                 live(Interrupted(resume_command=shlex.join(["turnwise", *sys.argv[1:]])))
                 raise typer.Exit(130) from None

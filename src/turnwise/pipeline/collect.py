@@ -12,7 +12,7 @@ from contextlib import aclosing, asynccontextmanager
 
 from turnwise.config import CollectConfig
 from turnwise.errors import RecipeError
-from turnwise.pipeline.attempts import unfinished
+from turnwise.pipeline.attempts import last_attempts, unfinished
 from turnwise.pipeline.context import Means, Run, sampling_of
 from turnwise.pipeline.sink import EpisodeSink
 from turnwise.rollout.arena import Arena
@@ -31,16 +31,18 @@ async def collect(run: Run) -> None:
     config = run.recipe.collect
     assert config is not None
     orders = list(collect_orders(run, config))
-    missing = unfinished(run.directory, STAGE, orders)
+    sampling = sampling_of(config.sampling, seed=run.recipe.seed)
     sink = EpisodeSink(run.directory, STAGE)
     rewards = Means()
     with run.stage(STAGE, total=sum(config.episodes.values()), unit="episodes") as info:
         async with collecting_policy(run, config) as (policy, arenas):
+            harness = {name: arena.harness for name, arena in arenas.items()}
+            missing = unfinished(run.directory, STAGE, orders, harness=harness, sampling=sampling)
             playing = play_all(
                 missing,
                 arenas=arenas,
                 policy=policy,
-                sampling=sampling_of(config.sampling, seed=run.recipe.seed),
+                sampling=sampling,
                 sink=sink,
                 concurrency=config.concurrency,
             )
@@ -67,7 +69,7 @@ def kept(run: Run) -> Iterator[Trajectory]:
     """The collected episodes that are worth learning from: scored, and with at least ``collect.keep``."""
     config = run.recipe.collect
     assert config is not None
-    for trajectory in run.directory.read(STAGE):
+    for trajectory in last_attempts(run.directory, STAGE):
         if trajectory.env not in config.episodes or trajectory.reward is None:
             continue
         least = config.keep.get(trajectory.env) if isinstance(config.keep, dict) else config.keep
@@ -85,6 +87,11 @@ def collect_orders(run: Run, config: CollectConfig) -> Iterator[EpisodeOrder]:
                 yield EpisodeOrder(
                     id=f"{group}/s0", group_id=group, env=env, task=stream[i], seed=stream.seed(i)
                 )
+
+
+def place_of(trajectory: Trajectory) -> int:
+    """Which of its environment's collected episodes this is: they end in any order, and count in this one."""
+    return int(trajectory.group_id.rpartition("/")[2])
 
 
 @asynccontextmanager

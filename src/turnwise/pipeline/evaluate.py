@@ -115,7 +115,11 @@ async def _play(
     stage = evaluation_stage(model_stage)
     sink = EpisodeSink(run.directory, stage)
     rewards = Means()
-    missing = [unfinished(run.directory, stage, orders) for *_, orders in plays]
+    harness = {name: arena.harness for name, arena in arenas.items()}
+    missing = [
+        unfinished(run.directory, stage, orders, harness=harness, sampling=sampling)
+        for _, sampling, orders in plays
+    ]
     with run.stage(stage, total=sum(len(orders) for *_, orders in plays), unit="episodes") as info:
         done = sum(len(orders) for *_, orders in plays) - sum(map(len, missing))
         for (policy, sampling, _), orders in zip(plays, missing, strict=True):

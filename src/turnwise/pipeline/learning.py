@@ -8,7 +8,7 @@ from turnwise.learn.model import load_model
 from turnwise.pipeline.context import ModelSource, Run, final
 
 KEPT_CHECKPOINTS = 1
-"""Learner states of a stage that are kept: a state is three times its model."""
+"""Learner states that are kept while a stage lasts: a state is three times its model."""
 
 
 def open_learner(
@@ -70,6 +70,12 @@ def save_state(run: Run, stage: str, step: int, learner: Learner) -> None:
 
 
 def save_model(run: Run, stage: str, step: int, learner: Learner) -> None:
-    """Write the stage's finished model as an ordinary model directory, adapters merged."""
+    """Write the stage's finished model as an ordinary model directory, adapters merged.
+
+    It takes the place of one that the stage made before, with fewer or more steps.
+    """
     with run.directory.checkpoint(final(stage), step) as path:
         learner.export(path)
+    for other in run.directory.checkpoints(final(stage)):
+        if other.step != step:
+            run.directory.drop(other)

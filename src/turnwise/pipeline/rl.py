@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from turnwise.config import RlConfig
 from turnwise.errors import LearnError, NonFiniteError
@@ -55,15 +55,16 @@ async def rl(run: Run) -> None:
             total_steps=config.steps * config.minibatches * config.epochs,
             reference=config.kl > 0,
         )
-        source, selector = GroupSource(run, STAGE, config), Selector(run.recipe)
-        step = await _redo(run, config, learner, source, selector)
+        arenas = run.arenas(run.renderer(model))
+        harness = {name: arena.harness for name, arena in arenas.items()}
+        source, selector = GroupSource(run, STAGE, config, harness), Selector(run.recipe)
+        step, counts = await _redo(run, config, learner, source, selector)
         if step < config.steps:
-            renderer = run.renderer(model)
             async with run.engine(model) as engine:
                 if learner.version:
                     await engine.load_weights(learner.publish(), learner.version)
-                policy = ModelPolicy(engine, renderer)
-                await _train(run, config, learner, source, selector, engine, policy, step)
+                policy = ModelPolicy(engine, run.renderer(model))
+                await _train(run, config, learner, source, selector, engine, policy, step, counts)
         save_model(run, STAGE, config.steps, learner)
         info["steps"] = config.steps
         info["version"] = learner.version
@@ -78,8 +79,9 @@ async def _train(
     engine: TransformersEngine,
     policy: ModelPolicy,
     done: int,
+    counts: Mapping[str, int],
 ) -> None:
-    """From step ``done + 1`` to the last."""
+    """From step ``done + 1`` to the last; ``counts`` is what the scheduler had counted before."""
     refills = config.flat_groups == "refill"
     async with Scheduler(
         arenas=run.arenas(policy.renderer),
@@ -94,6 +96,8 @@ async def _train(
         staleness=config.staleness,
         concurrency=config.concurrency,
         version=learner.version,
+        steps=config.steps - done,
+        counts=counts,
         max_failures=config.max_failures,
     ) as scheduler:
         for step in range(done + 1, config.steps + 1):
@@ -102,7 +106,8 @@ async def _train(
             played = time.monotonic()
             version = learner.version
             selection = selector.select(groups)
-            run.directory.append_step(_record(step, groups, selection))
+            record = _record(step, groups, selection, scheduler)
+            run.directory.append_step(record)
             metrics = await asyncio.to_thread(
                 _learn, learner, selection.groups, config, run.recipe.seed, step
             )
@@ -113,7 +118,7 @@ async def _train(
             metrics |= {
                 **group_metrics(groups, version=version, learned=selection.groups),
                 **selection.metrics,
-                **scheduler.metrics,
+                **record.info["metrics"],
                 "rollout_seconds": played - began,
                 "learn_seconds": learned - played,
                 "publish_seconds": published - learned,
@@ -121,8 +126,7 @@ async def _train(
             }
             _warn(step, metrics, config)
             _tell(run, step, metrics)
-            if step % config.checkpoint_every == 0 and step < config.steps:
-                await asyncio.to_thread(save_state, run, STAGE, step, learner)
+            await _keep(run, config, learner, step)
 
 
 def _learn(
@@ -209,16 +213,20 @@ def _credit_metrics(updates: Sequence[Update]) -> dict[str, float]:
     }
 
 
-async def _redo(run: Run, config: RlConfig, learner: Learner, source: GroupSource, selector: Selector) -> int:
+async def _redo(
+    run: Run, config: RlConfig, learner: Learner, source: GroupSource, selector: Selector
+) -> tuple[int, Mapping[str, int]]:
     """Load the last checkpoint and make the updates that were recorded after it again, from disk.
 
     Returns:
-        The last step that is done.
+        The last step that is done, and what the scheduler had counted by then.
     """
+    counts: Mapping[str, int] = {}
     step = await asyncio.to_thread(load_latest, run, STAGE, learner)
     told = {line["step"] for line in run.directory.read_metrics(STAGE)}
     for record in run.directory.steps(STAGE):
         source.spend(record.trajectory_ids)
+        counts = record.info.get("counts", {})
         if record.step <= step:
             continue
         assert record.step == step + 1, f"steps.jsonl goes from {step} to {record.step}"
@@ -233,11 +241,19 @@ async def _redo(run: Run, config: RlConfig, learner: Learner, source: GroupSourc
             metrics |= {
                 **group_metrics(groups, version=version, learned=selection.groups),
                 **selection.metrics,
+                **record.info.get("metrics", {}),
                 "version": float(learner.version),
             }
             _warn(step, metrics, config)
             _tell(run, step, metrics)
-    return step
+        await _keep(run, config, learner, step)
+    return step, counts
+
+
+async def _keep(run: Run, config: RlConfig, learner: Learner, step: int) -> None:
+    """Write a checkpoint where one is due."""
+    if step % config.checkpoint_every == 0 and step < config.steps:
+        await asyncio.to_thread(save_state, run, STAGE, step, learner)
 
 
 def _warn(step: int, metrics: Mapping[str, float], config: RlConfig) -> None:
@@ -258,11 +274,16 @@ def _tell(run: Run, step: int, metrics: dict[str, float]) -> None:
     run.emit(Progress(stage=STAGE, done=step, metrics={}))
 
 
-def _record(step: int, groups: Sequence[TrajectoryGroup], selection: Selection) -> StepRecord:
+def _record(
+    step: int, groups: Sequence[TrajectoryGroup], selection: Selection, scheduler: Scheduler
+) -> StepRecord:
     """What `_redo` needs: every trajectory that the step used up, failed ones and dropped groups included."""
+    info: dict[str, Any] = {"counts": dict(scheduler.counts), "metrics": scheduler.metrics}
+    if selection.dropped:
+        info["dropped"] = list(selection.dropped)
     return StepRecord(
         stage=STAGE,
         step=step,
         trajectory_ids=tuple(one.id for group in groups for one in group.trajectories),
-        info={"dropped": list(selection.dropped)} if selection.dropped else {},
+        info=info,
     )

@@ -14,6 +14,7 @@ from typing import Any
 from turnwise.config import Recipe
 from turnwise.errors import RecipeError
 from turnwise.pipeline.context import Run
+from turnwise.pipeline.resume import check_order, check_sources
 from turnwise.store import RunDir
 from turnwise.view.events import Event
 
@@ -32,7 +33,12 @@ class Planned:
 
 
 def run_recipe(
-    recipe: Recipe, directory: RunDir, emit: Callable[[Event], None], *, stage: str | None = None
+    recipe: Recipe,
+    directory: RunDir,
+    emit: Callable[[Event], None],
+    *,
+    stage: str | None = None,
+    changed: bool = False,
 ) -> dict[str, Any] | None:
     """Run what is not done of a recipe. The directory's lock must be held.
 
@@ -41,12 +47,14 @@ def run_recipe(
         directory: Its run directory.
         emit: Takes events.
         stage: Only this one: ``init``, ``collect``, ``sft``, ``rl``, ``evaluate`` or ``export``.
+        changed: Go on although environments, reward functions or data have changed; of the recipe itself see
+            `turnwise.pipeline.resume.check_unchanged`.
 
     Returns:
         The summary, where the recipe evaluates.
 
     Raises:
-        RecipeError: The recipe has no such stage, or one before it is not done.
+        RecipeError: The recipe has no such stage, one before it is not done, or what it names has changed.
         TaskError, TemplateError: A task or the chat template cannot be used; nothing was played.
         TurnwiseError: What went wrong in a stage; everything finished is on disk.
     """
@@ -66,8 +74,13 @@ def run_recipe(
     left = [one for one in planned if stage in (None, one.stage) and directory.done(one.name) is None]
     if any(one.stage != "export" for one in left):
         run.check()
-    for one in left:
-        one.run(run)
+        check_sources(run, allowed=changed)
+        check_order(run, planned)
+    for one in planned:
+        if one in left:
+            one.run(run)
+        if directory.done(one.name) is not None:
+            directory.prune(one.name, keep=0)  # Nothing goes on from its last state any more.
     return _conclude(run)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from turnwise.config import SftConfig
@@ -20,7 +21,7 @@ from turnwise.learn.losses import cross_entropy
 from turnwise.learn.normalise import weigh
 from turnwise.learn.samples import Demonstrations
 from turnwise.pipeline.collect import STAGE as COLLECT
-from turnwise.pipeline.collect import kept
+from turnwise.pipeline.collect import kept, place_of
 from turnwise.pipeline.context import Run
 from turnwise.pipeline.evaluate import evaluation_stage
 from turnwise.pipeline.learning import load_latest, open_learner, save_model, save_state
@@ -101,30 +102,32 @@ def _lessons(run: Run, config: SftConfig, demonstrations: Demonstrations) -> dic
     Raises:
         RecipeError: There is nothing to learn from for an environment of the batch.
     """
-    lessons: dict[str, list[list[Sample]]] = defaultdict(list)
-    for trajectory in _trajectories(run, config):
+    found: dict[str, list[tuple[tuple[int, int], list[Sample]]]] = defaultdict(list)
+    for place, trajectory in _trajectories(run, config):
         if config.batch.get(trajectory.env):
-            lessons[trajectory.env].append(demonstrations.samples(trajectory))
+            found[trajectory.env].append((place, demonstrations.samples(trajectory)))
     for env, count in config.batch.items():
-        if count and not lessons[env]:
+        if count and not found[env]:
             raise RecipeError(
                 f"sft.batch asks for {count} trajectories of '{env}' and there are none: collect some "
                 "(--stage collect) or name files in sft.sources"
             )
-    return lessons
+    return {
+        env: [samples for _, samples in sorted(own, key=lambda one: one[0])] for env, own in found.items()
+    }
 
 
-def _trajectories(run: Run, config: SftConfig) -> Iterator[Trajectory]:
-    """What collect kept, and every scored episode of the sources."""
+def _trajectories(run: Run, config: SftConfig) -> Iterator[tuple[tuple[int, int], Trajectory]]:
+    """What collect kept, and every scored episode of the sources, each with its place in the order."""
     if run.recipe.collect is not None:
         if run.directory.done(COLLECT) is None:
             raise RecipeError(
                 f"stage '{COLLECT}' of run '{run.recipe.name}' is not finished, and sft learns from all "
                 f"of it: run it first with --stage {COLLECT}, or the whole recipe"
             )
-        yield from kept(run)
-    for source in config.sources:
-        yield from (one for one in _source(Path(source)) if one.reward is not None)
+        yield from (((0, place_of(one)), one) for one in kept(run))
+    sources = chain.from_iterable(_source(Path(source)) for source in config.sources)
+    yield from (((1, place), one) for place, one in enumerate(sources) if one.reward is not None)
 
 
 def _source(path: Path) -> Iterator[Trajectory]:

@@ -5,16 +5,20 @@ Group ids are ``rl/<environment>/<n>``, and a retry's ``rl/<environment>/<n>~1``
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, count, takewhile
 
 from turnwise.codec import from_record
 from turnwise.config import RlConfig
 from turnwise.pipeline.attempts import episode_of
-from turnwise.pipeline.context import Run
+from turnwise.pipeline.context import Run, sampling_of
 from turnwise.rollout.group import GroupOrder
 from turnwise.store import RunDir
 from turnwise.types import Trajectory, TrajectoryGroup
+
+log = logging.getLogger(__name__)
 
 
 class GroupSource:
@@ -24,10 +28,12 @@ class GroupSource:
         run: The run, whose finished episodes of ``stage`` are taken into account.
         stage: The stage's name.
         config: The stage's groups.
+        harness: The present one of each environment.
     """
 
-    def __init__(self, run: Run, stage: str, config: RlConfig) -> None:
-        self.stage, self.size = stage, config.group_size
+    def __init__(self, run: Run, stage: str, config: RlConfig, harness: Mapping[str, str]) -> None:
+        self.stage, self.size, self.harness = stage, config.group_size, harness
+        self.sampling = sampling_of(config.sampling, seed=run.recipe.seed)
         self.streams = {env: run.tasks(env, "train", stage) for env in config.groups}
         self._played: dict[str, dict[str, Trajectory]] = defaultdict(dict)
         """By group: what the last checkpoint has not learned from, until somebody takes it."""
@@ -37,16 +43,36 @@ class GroupSource:
         """Groups that a step has used up, retried or not."""
 
     def __call__(self, env: str, index: int) -> GroupOrder | None:
-        """The order of one group; None if a step has used it up."""
+        """The order of one group; None if a step has used it up, or it was begun under another recipe."""
         group = f"{self.stage}/{env}/{index}"
         if group in self._spent:
             return None
         stream = self.streams[env]
-        return GroupOrder(id=group, env=env, task=stream[index], seed=stream.seed(index), size=self.size)
+        order = GroupOrder(id=group, env=env, task=stream[index], seed=stream.seed(index), size=self.size)
+        begun = self._begun(group)
+        if all(self._as_ordered(one, order) for one in begun):
+            return order
+        log.warning(
+            "group %s is left out: its %d finished episodes are of another harness, task, seed or sampling, "
+            "and siblings must not differ in these", group, len(begun),
+        )  # fmt: skip
+        return None
 
     def finished(self, group: str) -> tuple[Trajectory, ...]:
         """The siblings of a group that were on disk at the start, given once; a retry has its own id."""
         return tuple(self._played.pop(group, {}).values())
+
+    def _begun(self, group: str) -> list[Trajectory]:
+        """What is on disk of a group and its retries."""
+        names = chain([group], (f"{group}~{attempt}" for attempt in count(1)))
+        return [
+            one for name in takewhile(self._played.__contains__, names) for one in self._played[name].values()
+        ]
+
+    def _as_ordered(self, one: Trajectory, order: GroupOrder) -> bool:
+        """Whether an episode on disk is what would be played now."""
+        now = self.harness[order.env], order.task, order.seed
+        return (one.harness, one.task, one.seed) == now and one.sampling in (None, self.sampling)
 
     def spend(self, trajectory_ids: Iterable[str]) -> None:
         """Note that a step has used these trajectories up, whether it learned from them or not."""

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -36,32 +36,34 @@ def summarise(episodes: Iterable[tuple[str, Trajectory]], *, resamples: int, see
 
     Returns:
         A mapping ready for JSON. ``mean``, ``low``, ``high`` and ``pass_at`` are over sampled play,
-        ``greedy`` is the mean at temperature 0. Failed episodes are in no mean, and are
-        counted in ``failed`` unless another attempt at them was scored. A stage none of whose episodes was
-        scored has ``mean`` null.
+        ``greedy`` is the mean at temperature 0. Of several attempts at an episode the last counts. Failed
+        episodes are in no mean, and are counted in ``failed``. A stage none of whose episodes was scored has
+        ``mean`` null.
     """
+    last: dict[tuple[str, str], dict[str, tuple[str, float | None]]] = defaultdict(dict)
+    for stage, trajectory in episodes:
+        task = trajectory.group_id.rsplit("/", 1)[-1]
+        last[trajectory.env, stage][episode_of(trajectory.id)] = task, trajectory.reward
+
     sampled: dict[tuple[str, str], Rewards] = defaultdict(lambda: defaultdict(list))
     greedy: dict[tuple[str, str], Rewards] = defaultdict(lambda: defaultdict(list))
-    failed: dict[tuple[str, str], set[str]] = defaultdict(set)
-    scored: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for stage, trajectory in episodes:
-        key = (trajectory.env, stage)
-        if trajectory.reward is None:
-            failed[key].add(episode_of(trajectory.id))
-            continue
-        scored[key].add(episode_of(trajectory.id))
-        task = trajectory.group_id.rsplit("/", 1)[-1]
-        (greedy if is_greedy(trajectory.id) else sampled)[key][task].append(trajectory.reward)
+    failed: Counter[tuple[str, str]] = Counter()
+    for key, played in last.items():
+        # Not in the order in which they ended: the bootstrap draws tasks by their places.
+        for episode, (task, reward) in sorted(played.items()):
+            if reward is None:
+                failed[key] += 1
+            else:
+                (greedy if is_greedy(episode) else sampled)[key][task].append(reward)
 
     summary: dict[str, Any] = {}
-    keys = {*sampled, *greedy, *failed}
-    for env in sorted({env for env, _ in keys}):
-        stages = [stage for stage in (*MODEL_STAGES, *BASELINES) if (env, stage) in keys]
+    for env in sorted({env for env, _ in last}):
+        stages = [stage for stage in (*MODEL_STAGES, *BASELINES) if (env, stage) in last]
         summary[env] = {
             stage: _record(
                 sampled[env, stage],
                 greedy[env, stage],
-                len(failed[env, stage] - scored[env, stage]),
+                failed[env, stage],
                 resamples,
                 seed,
             )

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Self
@@ -42,6 +41,8 @@ Finished = Callable[[str], tuple[Trajectory, ...]]
 Useful = Callable[[TrajectoryGroup], bool]
 """Whether an update can learn anything from a group."""
 
+COUNTED = ("stale_groups", "refilled_groups", "retried_groups", "replaced_groups", "start_differs")
+"""What a scheduler counts; the last is siblings of consumed groups that saw other first messages."""
 MOST_SKIPPED = 1_000_000
 """Groups in a row that a source may skip; one that skips more has none left."""
 
@@ -70,6 +71,8 @@ class Scheduler:
         staleness: How many versions old a consumed token may be.
         concurrency: Episodes in flight.
         version: The weights that are current now.
+        steps: How many steps will be asked for: nothing is played beyond them. None is without end.
+        counts: What an earlier run had counted; see `counts`.
         finished: Siblings that an earlier run has played: they are taken as they are.
         useful: Which groups fill a step; all of them if None.
         refill_limit: A step plays at most so many times its groups; 1 fills it with whatever comes.
@@ -96,6 +99,8 @@ class Scheduler:
         staleness: int = 0,
         concurrency: int = 256,
         version: int = 0,
+        steps: int | None = None,
+        counts: Mapping[str, int] | None = None,
         retries: int = 2,
         max_failures: int = 64,
     ) -> None:
@@ -109,19 +114,20 @@ class Scheduler:
             max_failures=max_failures,
             max_excluded={name: arena.max_excluded for name, arena in arenas.items()},
         )
-        self.counts: dict[str, int] = defaultdict(int)
-        """So far: ``stale_groups``, ``refilled_groups``, ``retried_groups``, ``replaced_groups``,
-        ``start_differs``."""
+        self.counts: dict[str, int] = {**dict.fromkeys(COUNTED, 0), **(counts or {})}
+        """How often so far, by the names in `COUNTED`."""
         self._sink, self._finished, self._useful = sink, finished, useful
         self._refills = {env: (refill_limit - 1) * count for env, count in self.groups_per_step.items()}
         """Groups that are not useful and give their quota back, at most, in each step."""
         self._slots = asyncio.Semaphore(concurrency)
-        self._updates = 0
+        self._updates, self._steps = 0, steps
         self._next = dict.fromkeys(self.groups_per_step, 0)
         self._spent = dict.fromkeys(self.groups_per_step, 0)
         """Quota in use: groups dispatched, without those that were dropped."""
         self._ready: dict[str, list[_Ready]] = {env: [] for env in self.groups_per_step}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._in_flight = 0
+        """Groups dispatched that are neither ready nor given up."""
         self._problem: BaseException | None = None
         self._closed = False
         self._changed = asyncio.Event()
@@ -180,11 +186,12 @@ class Scheduler:
     @property
     def metrics(self) -> dict[str, float]:
         """Counts since the beginning, groups in flight and waiting, and each environment's exclusion rate."""
+        rates = self.budget.exclusion_rates
         return {
             **{f"scheduler/{name}": float(value) for name, value in self.counts.items()},
-            "scheduler/groups_in_flight": float(len(self._tasks)),
+            "scheduler/groups_in_flight": float(self._in_flight),
             "scheduler/groups_ready": float(sum(map(len, self._ready.values()))),
-            **{f"excluded/{env}": rate for env, rate in self.budget.exclusion_rates.items()},
+            **{f"excluded/{env}": rates.get(env, 0.0) for env in self.groups_per_step},
         }
 
     # -- dispatch ----------------------------------------------------------------------------------------
@@ -192,13 +199,17 @@ class Scheduler:
     def _dispatch(self) -> None:
         """Start what the quotas allow, one group of each environment after another."""
         started = not self._closed and self._problem is None
+        steps = self._updates + 1 + self.staleness
+        if self._steps is not None:
+            steps = min(steps, self._steps)
         while started:
             started = False
             for env, count in self.groups_per_step.items():
-                if self._spent[env] >= (self._updates + 1 + self.staleness) * count:
+                if self._spent[env] >= steps * count:
                     continue
                 index, order = self._next_order(env)
                 self._spent[env] += 1
+                self._in_flight += 1
                 task = asyncio.ensure_future(self._play(index, order))
                 self._tasks.add(task)
                 task.add_done_callback(self._ended)
@@ -243,10 +254,14 @@ class Scheduler:
             self.counts["retried_groups"] += attempt < self.retries
         log.warning("group %s: all siblings failed; another group takes its place", first)
         self.counts["replaced_groups"] += 1
+        self._in_flight -= 1
         self._spent[order.env] -= 1
 
     def _arrive(self, index: int, group: TrajectoryGroup) -> None:
         """A group is played; one that is not useful gives its quota back while the step's refills last."""
+        self._in_flight -= 1
+        differing = sum(bool(one.metrics.get("start_differs")) for one in group.trajectories)
+        self.counts["start_differs"] += differing
         useful = self._useful is None or self._useful(group)
         if not useful and self._useless(group.env) < self._refills[group.env]:
             self._spent[group.env] -= 1
@@ -256,7 +271,6 @@ class Scheduler:
     def _deliver(self, trajectory: Trajectory) -> None:
         self._sink(trajectory)
         self.budget.record(trajectory)
-        self.counts["start_differs"] += bool(trajectory.metrics.get("start_differs"))
         if trajectory.stop_reason.failed:  # The budget may be used up before any group ends.
             self._changed.set()
 

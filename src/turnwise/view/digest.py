@@ -50,7 +50,10 @@ def digest(run: RunDir) -> Digest:
             reward = reward_of(record)
             if reward is not None:
                 task = str(record["group_id"]).rsplit("/", 1)[-1]
-                found.played[model, record["env"]].setdefault(task, (reward, record["id"]))
+                plays = found.played[model, record["env"]]
+                # Not the one that happened to end first: a resumed run shows what an unbroken one does.
+                if task not in plays or record["id"] < plays[task][1]:
+                    plays[task] = (reward, record["id"])
     return found
 
 
@@ -65,15 +68,15 @@ def reward_of(record: Mapping[str, Any]) -> float | None:
 def choices(found: Digest) -> list[Choice]:
     """What to read of each environment: tasks that the last stage changed, and its best and worst."""
     out = []
-    for env in dict.fromkeys(env for _, env in found.played):
+    for env in sorted({env for _, env in found.played}):
         stages = [stage for stage in MODEL_STAGES if found.played.get((stage, env))][-2:]
         if not stages:
             continue
         plays = [found.played[stage, env] for stage in stages]
         before, after = plays[0], plays[-1]
-        gains = {task: after[task][0] - before[task][0] for task in after if task in before}
+        gains = {task: after[task][0] - before[task][0] for task in sorted(after) if task in before}
         rising, falling = sorted(gains, key=lambda task: -gains[task]), sorted(gains, key=gains.__getitem__)
-        by_reward = sorted(after, key=lambda task: after[task][0])
+        by_reward = sorted(sorted(after), key=lambda task: after[task][0])
         titles = {task: "learned" for task in rising[:2] if gains[task] > 0}
         titles |= {task: "unlearned" for task in falling[:1] if gains[task] < 0}
         for title, order in (("worst", by_reward), ("best", by_reward[::-1])):

@@ -8,6 +8,7 @@ everything that a model or an environment said is escaped.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -261,12 +262,10 @@ def _time(run: RunDir, rl: Metrics) -> str:
 def _ends(found: Digest) -> str:
     if not found.ends:
         return ""
-    reasons = [
-        reason
-        for reason, _ in sum(found.ends.values(), start=type(next(iter(found.ends.values())))()).most_common()
-    ]
+    ends: Counter[str] = sum(found.ends.values(), start=Counter())
+    reasons = sorted(ends, key=lambda reason: (-ends[reason], reason))
     rows = []
-    for (stage, env), counts in sorted(found.ends.items(), key=lambda item: _stage_order(item[0][0])):
+    for (stage, env), counts in sorted(found.ends.items(), key=lambda one: (_stage_order(one[0][0]), one[0])):
         total = sum(counts.values())
         shares = [
             (f"{reason.replace('_', ' ')}: {counts[reason]:,}", counts[reason], reasons.index(reason))

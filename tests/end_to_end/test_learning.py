@@ -1,4 +1,4 @@
-"""Reinforcement learning learns: reward from half to nearly perfect, and not where there is nothing to learn.
+"""Reinforcement learning learns: what can be learned, and not where there is nothing to learn.
 
 A tiny model learns the format from a teacher that errs, and the rest from its own episodes. Broken on purpose
 (mean reward of the last five steps, and held-out reward after RL, on seed 0):
@@ -66,3 +66,62 @@ def test_shuffled_rewards_teach_nothing(tmp_path: Path) -> None:
     summary, _ = play(recipe({**BANDIT, "rl.control": "shuffled_rewards"}), tmp_path / "tiny")
     assert np.mean(curve(tmp_path / "tiny")[-5:]) < 0.6, curve(tmp_path / "tiny")
     assert summary["catch"]["rl"]["mean"] < 0.6
+
+
+def learned(path: Path, env: str, changes: dict[str, Any]) -> RunDir:
+    """A run of SFT and RL on one environment, without evaluation."""
+    shorter = {
+        "collect": {"episodes": {env: 200}},
+        "sft.steps": 150,
+        "sft.batch": {env: 12},
+        "rl.steps": 30,
+        "rl.groups": {env: 6},
+        "evaluate": None,
+    }
+    play(recipe({**BANDIT, **shorter, **changes}), path)
+    return RunDir(path)
+
+
+def rewards(run: RunDir, env: str) -> list[float]:
+    return [line[f"reward/{env}"] for line in run.read_metrics("rl")]
+
+
+def test_a_bandit_is_solved(tmp_path: Path) -> None:
+    """Three levers of which the teacher knows nothing: from .4, which is chance, to the best one always."""
+    levers = {"levers": {"env": "tests.end_to_end.games:Levers"}}
+    changes = {"environments": levers, "sft.steps": 60, "rl.optimizer": {"lr": 4e-3}, "rl.steps": 25}
+    found = rewards(learned(tmp_path / "tiny", "levers", changes), "levers")
+    assert np.mean(found[:2]) < 0.65, found
+    assert np.mean(found[-3:]) > 0.95, found
+
+
+def test_guessing_gets_better_than_its_teacher(tmp_path: Path) -> None:
+    """A number from 1 to 7 in three guesses, of a teacher who errs in one of four (found: .73, then .93)."""
+    env = {"guess_number": {"args": {"low": 1, "high": 7, "guesses": 3, "error": 0.25}}}
+    changes = {
+        "environments": env, "collect": {"episodes": {"guess_number": 500}}, "sft.steps": 250,
+        "rl.steps": 40, "rl.groups": {"guess_number": 8},
+    }  # fmt: skip
+    found = rewards(learned(tmp_path / "tiny", "guess_number", changes), "guess_number")
+    assert np.mean(found[:4]) < 0.8, found
+    assert np.mean(found[-4:]) > 0.86, found
+
+
+def test_credit_by_turn_beats_credit_by_episode(tmp_path: Path) -> None:
+    """A lottery, then a question: the share of right answers in the last fifth of the episodes.
+
+    Measured on seeds 0 and 1: episode .78, .69; returns .95, .91; mt_grpo .95, .91; gigpo .94, .90.
+    """
+
+    def right(kind: str) -> float:
+        changes: dict[str, Any] = {"environments": {"doors": {"env": "tests.end_to_end.games:Doors"}}}
+        if kind != "trajectory":
+            changes["rl.credit"] = {"kind": kind}
+        run = learned(tmp_path / kind, "doors", changes)
+        answers = [one.turns[1].reward if len(one.turns) > 1 else 0 for one in run.read("rl")]
+        return float(np.mean([answer == 1 for answer in answers[-len(answers) // 5 :]]))
+
+    by_episode, by_return = right("trajectory"), right("returns")
+    assert by_return > 0.87
+    assert by_episode < 0.83
+    assert by_return > by_episode + 0.1

@@ -54,6 +54,8 @@ class Family:
     parallel: bool = True
     beside: bool = True
     """Text beside calls is written where it is said."""
+    ambiguous: float = 0.15
+    """At most this share of generated replies cannot be told from something else in its notation."""
 
     @property
     def text(self) -> str:
@@ -126,6 +128,7 @@ _PHI4 = {
 _LFM = {
     "special": ("<|im_start|>", "<|tool_list_start|>", "<|tool_list_end|>", "<|tool_call_start|>",
                 "<|tool_call_end|>", "<|tool_response_start|>", "<|tool_response_end|>"),
+    "ambiguous": 0.4,  # Its templates quote strings without escaping what is in them.
     "bos": "<|startoftext|>", "eos": "<|im_end|>",
 }  # fmt: skip
 _MISTRAL = {
@@ -142,6 +145,11 @@ _COHERE = {
     "special": ("<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|SYSTEM_TOKEN|>",
                 "<|START_RESPONSE|>", "<|END_RESPONSE|>"),
     "bos": "<BOS_TOKEN>", "eos": "<|END_OF_TURN_TOKEN|>",
+}  # fmt: skip
+_NEMOTRON2 = {
+    "special": ("<SPECIAL_10>", "<SPECIAL_11>"),
+    "added": (*_THINK, "<TOOLCALL>", "</TOOLCALL>", "<TOOL_RESPONSE>", "</TOOL_RESPONSE>"),
+    "bos": "<s>", "eos": "<SPECIAL_12>",
 }  # fmt: skip
 _SMOL = {"special": ("<|im_start|>",), "added": (*_CALLS, *_RESULTS, *_THINK), "eos": "<|im_end|>"}
 _OFF = {"enable_thinking": False}
@@ -168,6 +176,7 @@ PUBLISHED = (
     _make("qwen3.8", "Qwen3.8", "qwen3_8", _QWEN, dialect="qwen_xml", thinks=True),
     _make("nemotron", "Nemotron 3 Nano, Super", "nemotron_3_nano", _QWEN, dialect="qwen_xml", **_KEEPS),
     _make("nemotron-ultra", "Nemotron 3 Ultra, 3.5", "nemotron_3_ultra", _QWEN, dialect="qwen_xml", **_KEEPS),
+    _make("nemotron-nano2", "Nemotron Nano 2", "nemotron_nano2", _NEMOTRON2, dialect="nemotron", **_KEEPS),
     _make("llama3", "Llama 3", "llama3", _LLAMA),
     _make("llama3.1", "Llama 3.1, 3.3", "llama3_1", _LLAMA, dialect="llama3", parallel=False, beside=False),
     _make("llama3.2", "Llama 3.2", "llama3_2", _LLAMA, dialect="llama3", parallel=False, beside=False),

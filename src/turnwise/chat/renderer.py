@@ -18,7 +18,7 @@ import hashlib
 import importlib.resources
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -125,9 +125,7 @@ class TemplateRenderer:
         self._call_ids = self.template.find_call_ids()
         self.can_think = self._says(Message.assistant("Yes.", reasoning=PROBE))
         """A reply may hold thinking after this generation prompt."""
-        self.speaks_beside_calls = not self._writer.moves_content and self._says(
-            Message.assistant(PROBE, probe_call("a"))
-        )
+        self.speaks_beside_calls = self._says(Message.assistant(PROBE, probe_call("a")))
         """Text beside calls is written where it is said."""
         self.fingerprint: str = hashlib.sha256(
             json.dumps(
@@ -188,22 +186,12 @@ class TemplateRenderer:
             TemplateError: This message cannot be said: the template drops part of it, or it would be read
                 back as something else (Llama's calls are plain JSON, and so may a content be).
         """
-        spelled = self._spelled_out(message) if any(call.error for call in message.tool_calls) else message
-        opened = self.opens_thinking(context_ids)
         problem: TemplateError | None = None
         for write in (self._writer.whole, self._writer.in_pieces):
             try:
-                ids = self._after_lead(write(spelled, tools, opened=opened))
+                return self._demonstrated(write, message, tools, context_ids)
             except TemplateError as cause:
                 problem = problem or cause
-                continue
-            said = self.parse(ids, tools, context_ids)
-            if _meaning(said) == _meaning(message):
-                return ids
-            problem = problem or TemplateError(
-                f"this reply cannot be demonstrated: it would be read back differently. Given {message!r}; "
-                f"read back {said!r}; written {self.decode(ids)!r}"
-            )
         assert problem is not None
         raise problem
 
@@ -264,10 +252,28 @@ class TemplateRenderer:
             reasoning=message.reasoning,
         )
 
+    def _demonstrated(
+        self,
+        write: Callable[..., str],
+        message: Message,
+        tools: Sequence[ToolSchema] = (),
+        context_ids: Sequence[int] = (),
+    ) -> list[int]:
+        """The ids of a reply as ``write`` writes it, read back."""
+        spelled = self._spelled_out(message) if any(call.error for call in message.tool_calls) else message
+        ids = self._after_lead(write(spelled, tools, opened=self.opens_thinking(context_ids)))
+        said = self.parse(ids, tools, context_ids)
+        if _meaning(said) != _meaning(message):
+            raise TemplateError(
+                f"this reply cannot be demonstrated: it would be read back differently. Given {message!r}; "
+                f"read back {said!r}; written {self.decode(ids)!r}"
+            )
+        return ids
+
     def _says(self, message: Message) -> bool:
-        """Whether a message can be demonstrated."""
+        """Whether the template writes a message that reads back as it was."""
         try:
-            self.reply(message, PROBE_TOOLS if message.tool_calls else ())
+            self._demonstrated(self._writer.whole, message, PROBE_TOOLS if message.tool_calls else ())
         except TemplateError:
             return False
         return True

@@ -38,12 +38,10 @@ class ReplyWriter:
         tokens = template.encoder.find_control(asked)
         self.lead = asked[tokens[-1].start() :] if tokens else ""
         """The generation prompt from its last control token on: a reply's first letters may merge with it."""
-        said = template.attempt([*QUESTION, Message.assistant(PROBE)])
-        shared = common_length(asked, said)
-        self._asks = asked[shared:]
-        """What only the generation prompt has before a reply."""
-        self._past = said[shared:].partition(PROBE)[0]
-        """What only a past reply has before its text."""
+        said = [*QUESTION, Message.assistant(PROBE)]
+        self._heads = [_head(asked, template.attempt(one)) for one in (said, [*said, Message.user(SLOT)])]
+        """What only the generation prompt has before a reply, and what only a past one has there: the last
+        one, or one before others."""
         self.moves_content = self._moves_content()
         """Text beside calls is written behind them, or not at all."""
         self._opening, self._closing = self._find_thinking(asked)
@@ -98,6 +96,9 @@ class ReplyWriter:
             if thought and not template.opens_thinking and self._closing:
                 silent = self._written(replace(message, reasoning=None), tools, asked)
                 body = f"{self._opening}{thought}{self._closing}{body}" if silent == written else body
+            elif template.opens_thinking and CLOSE not in body:
+                # The template takes thinking for content, and so its end too (Nemotron Nano 2).
+                body = thought + self._closing + body
         elif template.opens_thinking:
             # Without reasoning the template may leave out the block, or empty it, as nothing sampled would
             # be.
@@ -106,6 +107,8 @@ class ReplyWriter:
                 body = probed[len(asked) :].replace(PROBE, "", 1)
             else:
                 body = thought + self._closing + self._behind_head(written, asked, message)
+        elif thought and asked.rstrip().endswith(CLOSE):
+            raise self._differs(written, asked, message)
         else:
             body = self._behind_head(written, asked, message)
         if opened == template.opens_thinking:
@@ -133,12 +136,16 @@ class ReplyWriter:
 
     def _behind_head(self, written: str, asked: str, message: Message) -> str:
         """A past reply's text, without what stands before it."""
-        head = asked.removesuffix(self._asks) + self._past
-        if written.startswith(head):
-            return written[len(head) :]
+        for asks, past in self._heads:
+            head = asked.removesuffix(asks) + past
+            if written.startswith(head):
+                return written[len(head) :]
+        raise self._differs(written, asked, message)
+
+    def _differs(self, written: str, asked: str, message: Message) -> TemplateError:
         same = common_length(asked, written)
         part = slice(max(0, same - 20), same + 40)
-        raise TemplateError(
+        return TemplateError(
             "the chat template writes a past reply differently from where it asks for one: "
             f"{asked[part]!r} to ask, {written[part]!r} for a past one"
             + (" (the message has reasoning: is thinking off?)" if message.reasoning else "")
@@ -180,3 +187,9 @@ class ReplyWriter:
             # A model that thinks, whose template takes its thinking for content (SmolLM3).
             return f"{OPEN}\n", f"\n{CLOSE}\n\n"
         return "", ""
+
+
+def _head(asked: str, said: str) -> tuple[str, str]:
+    """Where the text that asks for a reply and a past reply that is `PROBE` part: the rest of each."""
+    shared = common_length(asked, said)
+    return asked[shared:], said[shared:].partition(PROBE)[0]

@@ -20,6 +20,7 @@ from turnwise.chat.dialects.hermes import HermesDialect
 from turnwise.chat.dialects.invoke import MiniMaxDialect
 from turnwise.chat.dialects.llama3 import Llama3Dialect
 from turnwise.chat.dialects.mistral import MISTRAL, MISTRAL_ARGS
+from turnwise.chat.dialects.nemotron import NemotronDialect
 from turnwise.chat.dialects.phi import PhiDialect
 from turnwise.chat.dialects.pythonic import LFM, PYTHONIC
 from turnwise.chat.dialects.qwen_xml import QwenXmlDialect
@@ -44,6 +45,7 @@ DIALECTS: dict[str, Dialect] = {
         FUNCTION_GEMMA,
         LFM,
         PhiDialect(),
+        NemotronDialect(),
         CohereDialect(),
         HarmonyDialect(),
         AtemDialect(),

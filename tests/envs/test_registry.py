@@ -160,6 +160,49 @@ def test_the_fingerprint_follows_what_rewards_depend_on(game, tmp_path):
     assert make(f"{changed}:Game").fingerprint != first
 
 
+def test_the_fingerprint_follows_helper_modules_and_versions(tmp_path, monkeypatch):
+    from turnwise.envs import fingerprint
+
+    files = {
+        "game.py": ENV.replace("from dataclasses", "import a_helper\nfrom dataclasses"),
+        "a_helper.py": "import json\nimport numpy\nimport a_deeper_one\nRULE = 1\n",
+        "a_deeper_one.py": "RULE = 2\n",
+        "a_stranger.py": "RULE = 3\n",
+    }
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+
+    def made() -> str:
+        fingerprint._version.cache_clear()
+        return make(f"{tmp_path}/game.py:Game").fingerprint
+
+    first = made()
+    assert made() == first
+    (tmp_path / "a_stranger.py").write_text("RULE = 4\n")
+    assert made() == first, "nothing imports it"
+    (tmp_path / "a_deeper_one.py").write_text("RULE = 5\n")
+    deeper = made()
+    assert deeper != first
+    (tmp_path / "a_deeper_one.py").write_text(files["a_deeper_one.py"])
+    assert made() == first
+    version = fingerprint._version
+    monkeypatch.setattr(fingerprint, "_version", lambda name: "0" if name == "numpy" else version(name))
+    assert make(f"{tmp_path}/game.py:Game").fingerprint != first, "a helper imports it"
+
+
+def test_the_fingerprint_of_a_dataset_names_the_package_that_makes_it(monkeypatch):
+    pytest.importorskip("reasoning_gym")
+    from turnwise.envs import fingerprint
+
+    first = make("reasoning_gym:chain_sum").fingerprint
+    version = fingerprint._version
+    monkeypatch.setattr(
+        fingerprint, "_version", lambda name: "0" if name == "reasoning_gym" else version(name)
+    )
+    assert make("reasoning_gym:chain_sum").fingerprint != first
+
+
 @pytest.mark.parametrize("name", ["catch", "guess_number", "echo"])
 def test_the_library_is_there(name):
     async def first():

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import inspect
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from turnwise.envs import observe
 from turnwise.envs.base import Env
+from turnwise.envs.fingerprint import fingerprint
 from turnwise.envs.host import HostedEnv
 from turnwise.envs.session import Limits, Session
 from turnwise.errors import EnvError, EnvSpecError, TaskError, boundary
@@ -119,7 +118,7 @@ def class_spec(
         args=args,
         reference=reference,
         limits=Limits(max_turns=env_class.max_turns, max_tool_calls=env_class.max_tool_calls),
-        fingerprint=_fingerprint(env_class, name, args),
+        fingerprint=fingerprint(env_class, name, args),
     )
 
 
@@ -156,24 +155,3 @@ def _has_sync_methods(env_class: type[Env]) -> bool:
     return not all(inspect.iscoroutinefunction(method) for method in methods) or not all(
         tool.is_async for tool in env_class.toolset()
     )
-
-
-def _fingerprint(env_class: type[Env], name: str, args: Mapping[str, Any]) -> str:
-    # An adapter's class holds the class that it speaks for.
-    classes = [*env_class.__mro__, *getattr(env_class, "inner_class", object).__mro__]
-    parts: dict[str, Any] = {
-        "name": name,
-        "args": args,
-        "system": env_class.system,
-        "tools": [tool.schema.as_function() for tool in env_class.toolset()],
-        "source": [_source(klass) for klass in classes if klass is not object and klass is not Env],
-    }
-    text = json.dumps(parts, sort_keys=True, default=lambda value: type(value).__qualname__)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _source(klass: type) -> str:
-    try:
-        return inspect.getsource(klass)
-    except (OSError, TypeError):  # Made at a prompt or at run time: its name is all there is.
-        return klass.__qualname__

@@ -13,7 +13,7 @@ from turnwise.learn.credit import Credit, credit
 from turnwise.learn.normalise import weigh
 from turnwise.learn.samples import rl_samples
 from turnwise.pipeline.selection import masked, without_loss
-from turnwise.types import Reward, Sample, Trajectory, TrajectoryGroup
+from turnwise.types import Reward, Sample, StopReason, Trajectory, TrajectoryGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +113,7 @@ def group_metrics(
         metrics[f"sampled_tokens/{env}"] = float(np.mean([one.sampled_tokens for one in own]))
         metrics[f"truncated/{env}"] = float(np.mean([one.stop_reason.truncated for one in own]))
         metrics[f"failed/{env}"] = float(np.mean([one.stop_reason.failed for one in own]))
+        metrics[f"forfeited/{env}"] = float(np.mean([one.stop_reason is StopReason.FORFEITED for one in own]))
         counts: Counter[str] = Counter()
         for one in own:
             counts.update(one.metrics)

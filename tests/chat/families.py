@@ -16,7 +16,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -230,18 +230,25 @@ def _other(file: Path) -> Family:
     )
     facts.setdefault("special", list(dict.fromkeys(seen)))
     facts = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
-    return Family(name=file.stem, models=file.stem, template=str(file), **{"bridging": None, **facts})
-
-
-OTHERS = _others()
-FAMILIES = PUBLISHED + OTHERS
-BY_NAME = {family.name: family for family in FAMILIES}
+    family = Family(name=file.stem, models=file.stem, template=str(file), **{"bridging": None, **facts})
+    chat = _load(family)
+    return replace(
+        family,
+        dialect=chat.dialect.name if chat.tools_problem is None else None,
+        thinks=chat.can_think,
+        parallel=chat.template.has_parallel_calls,
+        beside=chat.speaks_beside_calls,
+        ambiguous=1.0,
+    )
 
 
 @functools.cache
 def renderer(name: str, *, thinking: str = "keep", fork: bool = False) -> TemplateRenderer:
     """The family's renderer; of a forked template on request."""
-    family = BY_NAME[name]
+    return _load(BY_NAME[name], thinking=thinking, fork=fork)
+
+
+def _load(family: Family, *, thinking: str = "keep", fork: bool = False) -> TemplateRenderer:
     tokenizer = family_tokenizer(
         forked(family.text) if fork else family.text, kind=family.kind, special=family.special,
         added=family.added, strips=family.strips, bos=family.bos, eos=family.eos,
@@ -254,6 +261,11 @@ def forked(text: str) -> str:
     """A template as somebody's fork has it: a comment, other white space in its tags, one more variable."""
     spaced = re.sub(r"(\{%-?) ", r"\1   ", text)
     return "{#- our own -#}{%- set house_style = house_style | default('formal') -%}\n".rstrip("\n") + spaced
+
+
+OTHERS = _others()
+FAMILIES = PUBLISHED + OTHERS
+BY_NAME = {family.name: family for family in FAMILIES}
 
 
 def bridging(report: TemplateReport) -> Bridging:

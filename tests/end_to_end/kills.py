@@ -360,7 +360,7 @@ def _seeds() -> None:
 def _groups() -> None:
     from turnwise.pipeline.source import GroupSource
 
-    GroupSource.spend = lambda self, ids: None  # type: ignore[method-assign]
+    GroupSource.spend = lambda self, *_: None  # type: ignore[method-assign]
 
 
 def _minibatches() -> None:

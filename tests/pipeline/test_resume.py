@@ -378,6 +378,38 @@ def test_a_redone_step_tells_what_the_scheduler_had_counted(
     assert lines[0].keys() == lines[1].keys() - times
 
 
+def test_a_group_that_was_given_up_is_counted_once(
+    made: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its episodes are on disk and in no step: a resumed run must not find it anew."""
+    lost = ENVIRONMENT.replace(
+        "        self.task = task\n",
+        "        if task['n'] % 2:\n            raise EnvLostError('gone')\n        self.task = task\n",
+    )
+    (tmp_path / "copying.py").write_text("from turnwise.errors import EnvLostError\n" + lost)
+    path, changes = tmp_path / "tiny", {"collect": None, "sft": None, "evaluate": None, "rl.steps": 6}
+    changes["environments.copy.max_excluded"] = 1.0
+    learn = rl._learn
+    with monkeypatch.context() as patch:
+        patch.setattr(rl, "_learn", lambda *of: learn(*of) if of[-1] < 5 else dying_of("a full disk"))
+        with pytest.raises(StoreError, match="a full disk"):
+            play(made(changes), path)
+    before = RunDir(path).read_metrics("rl")
+    counts = [dict(record.info["counts"]) for record in RunDir(path).steps("rl")]
+    assert counts[-1]["replaced_groups"] > 0
+    play(made(changes), path)
+    records, told = list(RunDir(path).steps("rl")), RunDir(path).read_metrics("rl")
+    assert told[:4] == before
+    given_up = [group for record in records for group in record.info.get("given_up", ())]
+    assert len(set(given_up)) == len(given_up) == told[-1]["scheduler/replaced_groups"]
+    used = {id.rpartition("/")[0] for record in records for id in record.trajectory_ids}
+    assert not used & set(given_up)
+
+
+def dying_of(what: str) -> dict[str, float]:
+    raise StoreError(what)
+
+
 # -- what must not depend on the order in which episodes end ----------------------------------------------
 
 

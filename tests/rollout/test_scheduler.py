@@ -159,15 +159,16 @@ def test_a_group_that_comes_too_late_is_dropped_and_replaced():
     rig = Rig(policy, {"answer": 1}, staleness=1)
 
     async def body(scheduler):
-        used = []
+        used, given_up = [], []
         for version in (1, 2, 3):
             used += ids(await scheduler.next_step())
+            given_up += scheduler.given_up
             policy.engine.version = version
             scheduler.advance(version)
             await asyncio.sleep(0.01)
-        return used
+        return used, given_up
 
-    assert rig.run(body) == ["rl/answer/1", "rl/answer/2", "rl/answer/3"]
+    assert rig.run(body) == (["rl/answer/1", "rl/answer/2", "rl/answer/3"], ["rl/answer/0"])
     assert rig.scheduler.counts["stale_groups"] == 1
     assert {one.id for one in rig.seen} >= {"rl/answer/0/s0", "rl/answer/0/s1"}, "dropped groups are on disk"
 
@@ -268,6 +269,7 @@ def test_a_group_that_never_succeeds_is_replaced_by_the_next_task():
 
     assert rig.run(body) == ["rl/answer/1"]
     assert rig.scheduler.counts["replaced_groups"] == 1 and len(rig.seen) == 8
+    assert rig.scheduler.given_up == ("rl/answer/0",)
 
 
 def test_a_prompt_that_is_too_long_is_not_tried_again():

@@ -225,7 +225,7 @@ async def _redo(
     step = await asyncio.to_thread(load_latest, run, STAGE, learner)
     told = {line["step"] for line in run.directory.read_metrics(STAGE)}
     for record in run.directory.steps(STAGE):
-        source.spend(record.trajectory_ids)
+        source.spend(record.trajectory_ids, record.info.get("given_up", ()))
         counts = record.info.get("counts", {})
         if record.step <= step:
             continue
@@ -277,10 +277,14 @@ def _tell(run: Run, step: int, metrics: dict[str, float]) -> None:
 def _record(
     step: int, groups: Sequence[TrajectoryGroup], selection: Selection, scheduler: Scheduler
 ) -> StepRecord:
-    """What `_redo` needs: every trajectory that the step used up, failed ones and dropped groups included."""
+    """What `_redo` needs: every trajectory that the step used up, failed ones and dropped groups included,
+    and the groups that were given up.
+    """
     info: dict[str, Any] = {"counts": dict(scheduler.counts), "metrics": scheduler.metrics}
     if selection.dropped:
         info["dropped"] = list(selection.dropped)
+    if scheduler.given_up:
+        info["given_up"] = list(scheduler.given_up)
     return StepRecord(
         stage=STAGE,
         step=step,

@@ -74,10 +74,15 @@ class GroupSource:
         now = self.harness[order.env], order.task, order.seed
         return (one.harness, one.task, one.seed) == now and one.sampling in (None, self.sampling)
 
-    def spend(self, trajectory_ids: Iterable[str]) -> None:
-        """Note that a step has used these trajectories up, whether it learned from them or not."""
-        for one in trajectory_ids:
-            self._spent.add(episode_of(_group_of(one)))
+    def spend(self, trajectory_ids: Iterable[str], given_up: Iterable[str] = ()) -> None:
+        """Note that a step has used these trajectories up, whether it learned from them or not.
+
+        Args:
+            trajectory_ids: The step's.
+            given_up: Groups that were played for it in vain, and counted.
+        """
+        self._spent |= {episode_of(_group_of(one)) for one in trajectory_ids}
+        self._spent |= {episode_of(group) for group in given_up}
 
     def recorded(self, trajectory_ids: Sequence[str]) -> list[TrajectoryGroup]:
         """The groups of a recorded step, from disk, in the order in which they were used. Given once."""

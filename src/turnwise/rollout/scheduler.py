@@ -116,6 +116,10 @@ class Scheduler:
         )
         self.counts: dict[str, int] = {**dict.fromkeys(COUNTED, 0), **(counts or {})}
         """How often so far, by the names in `COUNTED`."""
+        self.given_up: tuple[str, ...] = ()
+        """Groups that neither the last step used nor any other will: all siblings failed, or they came too
+        late. They are counted; a later run that plays them from disk again would count them twice."""
+        self._given_up: list[str] = []
         self._sink, self._finished, self._useful = sink, finished, useful
         self._refills = {env: (refill_limit - 1) * count for env, count in self.groups_per_step.items()}
         """Groups that are not useful and give their quota back, at most, in each step."""
@@ -254,14 +258,13 @@ class Scheduler:
             self.counts["retried_groups"] += attempt < self.retries
         log.warning("group %s: all siblings failed; another group takes its place", first)
         self.counts["replaced_groups"] += 1
+        self._given_up.append(first)
         self._in_flight -= 1
         self._spent[order.env] -= 1
 
     def _arrive(self, index: int, group: TrajectoryGroup) -> None:
         """A group is played; one that is not useful gives its quota back while the step's refills last."""
         self._in_flight -= 1
-        differing = sum(bool(one.metrics.get("start_differs")) for one in group.trajectories)
-        self.counts["start_differs"] += differing
         useful = self._useful is None or self._useful(group)
         if not useful and self._useless(group.env) < self._refills[group.env]:
             self._spent[group.env] -= 1
@@ -292,11 +295,12 @@ class Scheduler:
         oldest = self.version - self.staleness
         for env, ready in self._ready.items():
             fresh = [one for one in ready if one.oldest >= oldest or not one.useful]
-            dropped = len(ready) - len(fresh)
-            if dropped:
-                log.info("dropped %d groups of '%s': older than version %d", dropped, env, oldest)
-                self.counts["stale_groups"] += dropped
-                self._spent[env] -= dropped
+            stale = [one.group.id for one in ready if one.oldest < oldest and one.useful]
+            if stale:
+                log.info("dropped %d groups of '%s': older than version %d", len(stale), env, oldest)
+                self.counts["stale_groups"] += len(stale)
+                self._given_up += stale
+                self._spent[env] -= len(stale)
                 self._ready[env] = fresh
 
     def _useless(self, env: str) -> int:
@@ -318,6 +322,10 @@ class Scheduler:
             # A step uses its own quota, no more: playing ahead, more places may have been filled by now.
             self._spent[env] -= self._places(env) - len(later) - count
             self._ready[env] = later
+        self.counts["start_differs"] += sum(
+            bool(one.metrics.get("start_differs")) for group in taken for one in group.trajectories
+        )
+        self.given_up, self._given_up = tuple(self._given_up), []
         return taken
 
 

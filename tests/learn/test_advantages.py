@@ -179,10 +179,22 @@ def test_maxrl_refuses_what_it_cannot_divide_by() -> None:
 def test_gdpo_tells_apart_what_a_sum_makes_equal() -> None:
     """[1, 0] and [0, 1] both sum up to 1; by itself the rarer reward counts more."""
     rewards_NK = np.array([[1.0, 0], [0, 1], [0, 1], [0, 0]])
-    advantages_N = gdpo(rewards_NK, np.ones((4, 2)), np.zeros(4, dtype=np.int64))
+    advantages_N = gdpo(rewards_NK, np.ones(2), np.zeros(4, dtype=np.int64))
     assert advantages_N[0] > advantages_N[1] == advantages_N[2] > 0 > advantages_N[3]
     assert grpo(rewards_NK.sum(1))[0] == grpo(rewards_NK.sum(1))[1]
-    assert gdpo(np.ones((3, 2)), np.ones((3, 2)), np.zeros(3, dtype=np.int64)).tolist() == [0, 0, 0]
+    assert gdpo(np.ones((3, 2)), np.ones(2), np.zeros(3, dtype=np.int64)).tolist() == [0, 0, 0]
+
+
+def test_a_lone_sibling_is_in_no_deviation_of_advantages() -> None:
+    """Its own is 0 by definition, and would shrink the deviation of the others."""
+    rewards_N, groups_N = np.array([1.0, 0, 0, 1, 7]), np.array([0, 0, 0, 0, 1])
+    for compare in (
+        COMPARISONS["rloo", "batch"],
+        COMPARISONS["reinforce_pp_baseline", None],
+        lambda rewards_N, groups_N: gdpo(rewards_N[:, None], np.ones(1), groups_N),
+    ):
+        wanted_N = compare(rewards_N[:4], groups_N[:4])
+        np.testing.assert_allclose(compare(rewards_N, groups_N), [*wanted_N, 0])
 
 
 # -- TRL's own ----------------------------------------------------------------------------------------------

@@ -149,27 +149,25 @@ def reinforce_pp_baseline(rewards_N: Rewards, groups_N: Groups) -> Rewards:
     return _whitened(per_group(dr_grpo)(rewards_N, groups_N), groups_N)
 
 
-def gdpo(rewards_NK: Rewards, weights_NK: Rewards, groups_N: Groups) -> Rewards:
+def gdpo(rewards_NK: Rewards, weights_K: Rewards, groups_N: Groups) -> Rewards:
     """``a / (std of all a + 1e-4)`` with ``a = Σ_k w_k · grpo(r_k)``, each reward compared by itself.
 
     A sum lets rewards of a wide range drown the others, and makes siblings equal that are so for different
-    reasons. The mean of all a is 0.
+    reasons. The mean of all a is 0. Lone siblings are in no deviation.
 
     Args:
-        rewards_NK: Of N trajectories by K names; NaN where a reward did not apply, which is then outside of
-        that
-            reward's baseline.
-        weights_NK: Of the same shape.
+        rewards_NK: Of N trajectories by K names; NaN where a reward did not apply: it is then outside of
+            that reward's baseline.
+        weights_K: Of each name.
         groups_N: Which trajectories are siblings.
 
     Source: GDPO, arXiv:2601.05242; as TRL's ``multi_objective_aggregation="normalize_then_sum"``.
     """
     advantages_N = np.zeros(len(groups_N))
-    for rewards_N, weights_N in zip(rewards_NK.T, weights_NK.T, strict=True):
+    for rewards_N, weight in zip(rewards_NK.T, weights_K, strict=True):
         applies_N = ~np.isnan(rewards_N)
-        compared_N = per_group(grpo)(rewards_N[applies_N], groups_N[applies_N])
-        advantages_N[applies_N] += weights_N[applies_N] * compared_N
-    return advantages_N / (_std(advantages_N) + STD_EPS)
+        advantages_N[applies_N] += weight * per_group(grpo)(rewards_N[applies_N], groups_N[applies_N])
+    return _whitened(advantages_N, groups_N)
 
 
 def _std(values_N: Rewards) -> float:

@@ -268,7 +268,7 @@ def _advantages(trajectories: Sequence[Trajectory], turns: Turns, config: RlConf
 
 
 def _by_name(trajectories: Sequence[Trajectory]) -> tuple[Rewards, Rewards]:
-    """Named rewards and their weights, trajectories × names; NaN where one did not apply.
+    """One environment's rewards, trajectories × names, NaN where one did not apply; and the names' weights.
 
     A name that is not there at all was worth 0, as in a sum. Such are those of an environment that could not
     be asked because the policy broke it: not to be compared by them would be better than to have lost.
@@ -280,7 +280,7 @@ def _by_name(trajectories: Sequence[Trajectory]) -> tuple[Rewards, Rewards]:
             if name in one.rewards:
                 value = one.rewards[name].value
                 rewards_MK[m, k] = np.nan if value is None else value
-    return rewards_MK, np.broadcast_to(list(weights.values()), rewards_MK.shape)
+    return rewards_MK, np.array(list(weights.values()))
 
 
 def _by_turn(turns: Turns, advantages_N: Rewards, config: RlConfig) -> dict[str, float]:

@@ -32,7 +32,8 @@ def weigh(
     Args:
         samples: Every sample of the update, those that will be left out for their zero advantage included.
         mode: What counts equally.
-        max_tokens: The constant's denominator: the most tokens that a trajectory could have sampled.
+        max_tokens: The constant's denominator. RL gives ``sampling.max_tokens``, a reply's limit: any
+            constant will do, as it only scales the rate.
         by_env: Do so within each environment apart, and give each of the E environments a weight of 1 / E.
 
     Raises:
@@ -66,7 +67,7 @@ def weigh(
             assert max_tokens is not None
             weight = 1 / trajectories[part] / max_tokens
         weights_T = np.where(
-            sample.loss_mask_T, np.float32(weight / len(trajectories or (0,))), np.float32(0)
+            sample.loss_mask_T, np.float32(weight / max(1, len(trajectories))), np.float32(0)
         )
         weighed.append(replace(sample, weights_T=weights_T))
     return weighed

@@ -76,6 +76,11 @@ def test_raw_line_breaks_in_strings_are_read() -> None:
         ('{"name": "move", "arguments": "left"}', "move", '"arguments" must be an object, not a string'),
         ('{"name": "move", "arguments": [1]}', "move", '"arguments" must be an object, not a list'),
         ('{"name": "move", "arguments": null}', "move", '"arguments" must be an object, not null'),
+        (
+            '{"name": "move", "parameters": {}}',
+            "move",
+            'must stand under "arguments", not under "parameters"',
+        ),
         ('["move"]', "", "the call must be an object"),
         (GOOD + " go", "move", "there is text between the JSON object and </tool_call>"),
         ('{"name": "move", "arguments": {"x": NaN}}', "move", "NaN is not a JSON value"),

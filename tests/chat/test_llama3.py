@@ -92,6 +92,8 @@ def test_what_is_no_call_is_text_to_the_letter(text: str) -> None:
         ('{"name": "run", "parameters": [1]}', "run", '"parameters" must be an object, not a list'),
         ('{"name": "run", "arguments": {}}', "run", 'must stand under "parameters", not under "arguments"'),
         ('{"name": "", "parameters": {}}', "", 'the call has no "name"'),
+        ('{"type": "function", "function": "run", "parameters": {}}', "", 'the call has no "name"'),
+        ('{"type": "function", "function": {"name": "run", "parameters": {}}}', "run", 'has no "name"'),
         ('{"name": "run", "parameters": {"size": NaN}}', "run", "NaN is not a JSON value"),
         ('{"name": "run", "parameters": {"text": "\\ud800"}}', "run", "it holds an unpaired surrogate"),
         ('{"name": "run", "parameters": {"items": ' + "[" * 65 + "]" * 65 + "}}", "run", "nested too deeply"),

@@ -14,6 +14,8 @@ DEEPEST = 64
 """Levels of a call's JSON. A policy can write a thousand brackets, and who stores the call recurses."""
 
 _SPACE = re.compile(r"\s*")
+_ARGUMENTS = ("arguments", "parameters")
+"""Under which one family or another writes them: models mix them up."""
 
 
 def _no_constant(text: str) -> NoReturn:
@@ -61,6 +63,9 @@ def call_fault(body: Any, key: str = "arguments", *, name: str = "name") -> str 
     tool, arguments = body.get(name), body.get(key, {})
     if not isinstance(tool, str) or not tool:
         return f'the call has no "{name}"'
+    misplaced = next((other for other in _ARGUMENTS if other in body and key not in body), None)
+    if misplaced is not None:
+        return f'the arguments must stand under "{key}", not under "{misplaced}"'
     if not isinstance(arguments, dict):
         return f'"{key}" must be an object, not {kind(arguments)}'
     return value_fault(body)
@@ -101,7 +106,7 @@ def kind(value: Any) -> str:
 def reason(cause: Exception) -> str:
     """Why JSON could not be read, for the policy."""
     if isinstance(cause, json.JSONDecodeError):
-        return f"{cause.msg} at character {cause.pos}"
+        return f"{cause.msg.removesuffix(' at')} at character {cause.pos}"
     if isinstance(cause, RecursionError):
         return "it is nested too deeply"
     if isinstance(cause, UnicodeEncodeError):

@@ -67,7 +67,10 @@ def _is_call(text: str, known: set[str]) -> bool:
             tool == name if named else tool.startswith(name) for tool in known
         )
     name = body.get("name")
-    return isinstance(name, str) and ("parameters" in body or (name in known and "arguments" in body))
+    if isinstance(name, str):
+        return "parameters" in body or (name in known and "arguments" in body)
+    # As the small models write it: {"type": "function", "function": "move", "parameters": {…}}.
+    return body.get("type") == "function" and ("parameters" in body or "function" in body)
 
 
 def _read(text: str, start: int) -> tuple[list[Made], int]:
@@ -75,8 +78,6 @@ def _read(text: str, start: int) -> tuple[list[Made], int]:
     while True:
         body, end = read_json(text, start)
         error = call_fault(body, "parameters")
-        if error is None and "parameters" not in body and "arguments" in body:
-            error = 'the arguments must stand under "parameters", not under "arguments"'
         if error is not None:
             raise CallFault(error, end)
         made.append((body["name"], body.get("parameters", {})))

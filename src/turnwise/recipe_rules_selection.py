@@ -32,6 +32,12 @@ def selection_problems(recipe: Recipe) -> Iterator[str]:
             "rl.overlong.penalty: rl.advantage=maxrl divides by the mean of a group's rewards, which must "
             "not be negative, and a penalty is; remove it, or use rl.advantage=grpo"
         )
+    cut = {recipe.environments[env].limits.cut_reply for env in rl.groups if env in recipe.environments}
+    if rl.overlong.mask and rl.overlong.reasons == ["cut_reply"] and cut == {"continue"}:
+        yield (
+            "rl.overlong.mask: does nothing: no episode ends for cut_reply where limits.cut_reply is "
+            "continue; remove the one or the other, or name other rl.overlong.reasons"
+        )
     for env in rl.groups:
         if env in recipe.environments:
             yield from _penalty(recipe, rl, env)

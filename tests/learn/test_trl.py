@@ -196,7 +196,7 @@ def compare(
     gradients = dict(trainer.model.named_parameters())
     largest = 0.0
     for name, parameter in learner.model.trainable:
-        torch.testing.assert_close(parameter.grad, gradients[name].grad, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(parameter.grad, gradients[name].grad, atol=1e-5, rtol=1e-5)
         largest = max(largest, float(parameter.grad.abs().max()))
     assert largest > 1e-2, "what is compared is not all but zero"
     return metrics

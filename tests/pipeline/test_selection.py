@@ -329,6 +329,14 @@ def test_what_has_no_reward_gets_none_by_its_length() -> None:
         ),
         ({"rl.overlong": {"mask": True, "reasons": []}}, "reasons"),
         (
+            {
+                "rl.overlong": {"mask": True, "reasons": ["cut_reply"]},
+                "environments.catch.limits": {"cut_reply": "continue"},
+                "environments.chain_sum.limits": {"cut_reply": "continue"},
+            },
+            "rl.overlong.mask: does nothing: no episode ends for cut_reply",
+        ),
+        (
             {"rl.flat_groups": "drop", "rl.advantage": "reinforce_pp"},
             "rl.flat_groups: with rl.advantage=reinforce",
         ),

@@ -60,7 +60,7 @@ class RlConfig(Section):
     """Weight of the policy's entropy, which is raised; it is averaged as the loss is."""
     normalise: Literal["token", "sequence", "constant", "sum"] = "token"
     """token: the step's mean; sequence: mean of trajectories' means; sum: mean of their sums; constant: that
-    over ``max_tokens``."""
+    over ``sampling.max_tokens``."""
     normalise_by_env: bool = False
     """Do so for each environment apart and give each the same weight."""
     minibatches: int = Field(1, ge=1)

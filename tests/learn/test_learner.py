@@ -190,7 +190,8 @@ def test_without_adapters_a_frozen_copy_is_the_reference() -> None:
         trained.with_reference(samples)
     trained.model.keep_reference()
     base = trained.logprobs(samples)
-    trained.forward_backward(samples, REINFORCE)
+    metrics = trained.forward_backward(trained.with_reference(samples), partial(REINFORCE, kl=0.1))
+    assert metrics["kl_reference"] == pytest.approx(0, abs=1e-9)
     trained.optim_step()
     for sample, wanted in zip(trained.with_reference(samples), base, strict=True):
         assert sample.reference_logprobs_T is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,13 @@ def test_bfloat16_computes_over_float32_masters() -> None:
     assert all(p.grad.dtype == torch.float32 for p in policy.module.parameters())
 
 
+def test_a_model_that_is_stored_in_bfloat16_is_trained_in_float32(tmp_path: Path) -> None:
+    tiny_qwen3(hidden=32).bfloat16().save_pretrained(tmp_path)
+    policy = load_model(ModelConfig(name=str(tmp_path), dtype="bfloat16"), device="cpu")
+    assert policy.compute_dtype == torch.bfloat16
+    assert {p.dtype for p in policy.module.parameters()} == {torch.float32}
+
+
 def test_dropout_of_the_model_is_off_and_that_of_adapters_on() -> None:
     import peft
 
@@ -186,6 +194,18 @@ def test_dropout_of_the_model_is_off_and_that_of_adapters_on() -> None:
     assert policy.has_dropout
     assert {m.attention_dropout for m in model.modules() if hasattr(m, "attention_dropout")} == {0.0}
     assert not PolicyModel(family("Llama", attention_dropout=0.5)).has_dropout
+
+
+def test_training_mode_scores_the_policy_that_sampled() -> None:
+    drops = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.5)
+    config = transformers.GPT2Config(vocab_size=512, n_embd=32, n_layer=2, n_head=4, **drops)
+    policy = PolicyModel(transformers.GPT2LMHeadModel(config))
+    samples = samples_of([20, 12])
+    wanted = packed(policy, samples)[0]
+    policy.checkpoint_activations()
+    policy.training_mode(True)
+    assert policy.module.training
+    torch.testing.assert_close(packed(policy, samples)[0], wanted)
 
 
 def test_gradient_checkpointing_changes_nothing() -> None:

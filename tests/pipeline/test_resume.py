@@ -7,6 +7,7 @@ import linecache
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.support.tokenizers import tiny_tokenizer
 from turnwise.config import Recipe
 from turnwise.envs import registry
 from turnwise.errors import RecipeError, StoreError
-from turnwise.pipeline import rl
+from turnwise.pipeline import rl, sft
 from turnwise.pipeline.context import Run
 from turnwise.pipeline.resume import check_unchanged
 from turnwise.pipeline.sft import _lessons
@@ -333,6 +334,27 @@ def test_the_last_state_goes_when_its_stage_is_finished(
     (path / "done" / "sft.json").unlink()
     play(made({"sft.steps": 3}), path, stage="sft", changed=True)
     assert names() == ["sft-model-3"]
+
+
+def test_a_killed_sft_goes_on_with_the_lessons_that_are_next(
+    made: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"rl": None, "evaluate": None, "collect.episodes.copy": 7}
+    play(made(changes), tmp_path / "unbroken")
+    update, made_so_far = sft._update, count()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            sft, "_update", lambda *of: update(*of) if next(made_so_far) < 3 else dying_of("a kill")
+        )
+        with pytest.raises(StoreError, match="a kill"):
+            play(made(changes), tmp_path / "killed")
+    assert RunDir(tmp_path / "killed").latest("sft").step == 2
+    play(made(changes), tmp_path / "killed")
+    unbroken, killed = (
+        [line["nll"] for line in RunDir(tmp_path / name).read_metrics("sft")]
+        for name in ("unbroken", "killed")
+    )
+    assert killed == pytest.approx(unbroken, rel=1e-6) and len(killed) == 4
 
 
 def test_a_redone_step_writes_the_checkpoint_that_was_due(

@@ -232,7 +232,7 @@ def test_any_text_is_read_as_something(text: str, thinking: bool) -> None:
 
 @given(calls(FRAGMENTS))
 def test_format_is_read_back(made: tuple[ToolCall, ...]) -> None:
-    # A line of another value that begins an argument which is not there otherwise: a closing tag was forgotten.
+    # A line of another value that begins an argument that is not given: a closing tag was forgotten.
     assume(not any("text" not in one.arguments and _OPENS_TEXT.search(str(one.arguments)) for one in made))
     assert parse("\n".join(map(DIALECT.format, made))).tool_calls == made
 

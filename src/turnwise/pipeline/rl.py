@@ -261,7 +261,7 @@ def _warn(step: int, metrics: Mapping[str, float], config: RlConfig) -> None:
     if missing := metrics.get("missing_groups"):
         log.warning(
             "step %d: %d of its %d groups are missing: it has played rl.refill_limit=%d times as many, and "
-            "nothing sets the siblings of %d apart",
+            "%d were dropped: nothing sets their siblings apart, or rl.overlong.mask leaves none",
             step, missing, sum(config.groups.values()), config.refill_limit, metrics["dropped_groups"],
         )  # fmt: skip
     if not metrics["updates"]:

@@ -37,6 +37,40 @@ def test_the_generation_prompt_opens_the_thinking_that_history_leaves_out() -> N
     )
 
 
+def test_a_call_is_not_lost_in_thinking_that_nothing_follows() -> None:
+    chat = renderer("qwen3")
+    encode, made = (
+        chat.template.encoder.encode,
+        '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>',
+    )
+    for text in (f"<think>\nHm.\n{made}", f"<think>\nHm.\n{made}\n</think>\n\n"):
+        message = chat.parse(encode(f"{text}<|im_end|>"), [LOOK])
+        (bad,) = message.tool_calls
+        assert bad.name == "look" and bad.error is not None and "within the thinking" in bad.error
+        assert bad.raw == made and message.reasoning == "Hm." and message.text == ""
+        assert not chat.parse(encode(text), [LOOK]).tool_calls, "a reply that was cut may have gone on"
+    assert not chat.parse(encode(f"<think>\nHm.\n{made}\n</think>\n\nNo.<|im_end|>"), [LOOK]).tool_calls
+    mentioned = chat.template.encoder.mark(made)
+    assert not chat.parse(encode(f"<think>\nHm.\n{mentioned}<|im_end|>"), [LOOK]).tool_calls
+
+
+def test_llama_ends_a_call_with_a_token_that_its_template_does_not_write_there() -> None:
+    for name in ("llama3.1", "llama3.2"):
+        chat = renderer(name)
+        end = chat.template.encoder.added["<|eom_id|>"]
+        assert end in chat.stop_ids
+        text = '<|python_tag|>{"name": "look", "parameters": {"at": "door"}}'
+        message = chat.parse([*chat.template.encoder.encode(text), end], [LOOK])
+        assert message == Message.assistant("", call())
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3", "deepseek-r1", "glm4", "tiny-aya", "qwen2.5"])
+def test_a_system_message_on_the_way_is_never_lost(name: str) -> None:
+    chat = renderer(name)
+    context = chat.prompt([GO]).ids + chat.reply(Message.assistant("Yes."))
+    assert chat.bridge(context, [Message.system("Hurry."), Message.user("On.")]) is None
+
+
 def test_an_empty_block_of_thinking_is_written_as_the_template_writes_a_full_one() -> None:
     chat = renderer("nemotron")
     assert chat.decode(chat.reply(Message.assistant("Four."))) == "\n</think>\nFour.<|im_end|>"

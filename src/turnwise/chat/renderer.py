@@ -42,6 +42,8 @@ _TOOLS_HINT = (
 )
 _ASKS = 16
 """Tokens at a context's end in which the generation prompt stands."""
+_ENDS = ("<|eom_id|>", "<|endoftext|>", "<|end_of_text|>")
+"""What models end on though their template never writes it there: Llama 3.1 after a call, base models."""
 Thinking = Literal["keep", "template"]
 """What becomes of earlier turns' thinking where the template drops it; see `load_renderer`."""
 
@@ -159,6 +161,9 @@ class TemplateRenderer:
         report = self.reports.get(bool(tools))
         if report is None or kind_of(new_messages) in report.new_segments:
             return None
+        if any(message.role == "system" for message in new_messages):
+            # Some templates move these to the front, and the check has none on the way.
+            return None
         try:
             return self.extend(context_ids, new_messages, tools)
         except TemplateError as cause:
@@ -199,15 +204,29 @@ class TemplateRenderer:
         self, ids: Sequence[int], tools: Sequence[ToolSchema] = (), context_ids: Sequence[int] = ()
     ) -> Message:
         """See `Renderer.parse`."""
-        if ids and ids[-1] in self.stop_ids:
-            ids = ids[:-1]
-        text = self.template.encoder.decode_marked(ids, self._tokens)
-        message = _mended(self.dialect.parse(text, thinking=self.opens_thinking(context_ids), tools=tools))
+        ended = bool(ids) and ids[-1] in self.stop_ids
+        text = self.template.encoder.decode_marked(ids[:-1] if ended else ids, self._tokens)
+        message = self.dialect.parse(text, thinking=self.opens_thinking(context_ids), tools=tools)
+        if ended and message.reasoning and not message.tool_calls and not message.text.strip():
+            message = self._with_calls_thought(message.reasoning, tools) or message
+        message = _mended(message)
         written = self._call_ids.findall(text) if self._call_ids is not None else ()
         if len(written) != len(message.tool_calls):
             return message
         calls = [replace(call, id=id) for call, id in zip(message.tool_calls, written, strict=True)]
         return replace(message, tool_calls=tuple(calls))
+
+    def _with_calls_thought(self, thought: str, tools: Sequence[ToolSchema]) -> Message | None:
+        """A reply that ended and said nothing: calls in its thinking were meant, and are malformed."""
+        read = self.dialect.parse(thought, tools=tools)
+        calls = [
+            replace(
+                call, arguments={}, raw=call.raw or self.dialect.format(call),
+                error="it stands within the thinking, where no call is made: close the thinking before it",
+            )
+            for call in read.tool_calls
+        ]  # fmt: skip
+        return Message.assistant("", *calls, reasoning=read.text.strip() or None) if calls else None
 
     def opens_thinking(self, context_ids: Sequence[int]) -> bool:
         """See `Renderer.opens_thinking`."""
@@ -223,7 +242,8 @@ class TemplateRenderer:
 
     def _stop_ids(self) -> tuple[int, ...]:
         ends = [end.sampled for end in (self.template.end, self.template.call_end) if end is not None]
-        stops: list[int] = [self.template.encoder.added[end] for end in ends]
+        added = self.template.encoder.added
+        stops: list[int] = [added[end] for end in ends]
         if self.tokenizer.eos_token_id is not None:
             stops.append(self.tokenizer.eos_token_id)
         if not stops:
@@ -231,7 +251,7 @@ class TemplateRenderer:
                 "nothing ends a reply: the chat template writes no token after one and the tokenizer has no "
                 "eos_token; set one of them"
             )
-        return tuple(dict.fromkeys(stops))
+        return tuple(dict.fromkeys([*stops, *(added[end] for end in _ENDS if end in added)]))
 
     def _after_lead(self, text: str) -> list[int]:
         """The ids of a reply's text.

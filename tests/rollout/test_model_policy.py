@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from tests.chat import families
 from tests.support.rollouts import Answer, arena, call, calls, model, play, renderer, said
 
 from turnwise.engines.scripted import ScriptedEngine
@@ -135,6 +136,15 @@ def test_an_engine_that_fails_excludes_the_episode_and_keeps_its_turns():
     done = play(policy, arena())
     assert done.stop_reason is StopReason.POLICY_FAILED and done.error.message == "worker died"
     assert len(done.turns) == 1 and done.turns[0].ids == renderer().reply(LOOK)
+
+
+def test_a_reply_that_the_template_refuses_to_write_anew_does_not_excuse_the_episode():
+    chat = families.renderer("gpt-oss", thinking="template")
+    refused = chat.template.encoder.encode(" to=functions.price<|channel|>analysis<|message|>{}<|call|>")
+    script = [refused, chat.reply(Message.assistant("2"))]
+    done = play(ModelPolicy(ScriptedEngine(lambda made: script[made.turn]), chat), arena())
+    assert done.stop_reason is StopReason.FORFEITED and done.reward == 0.0
+    assert done.error.kind == "TemplateError" and len(done.turns) == 2
 
 
 def test_a_demonstrated_turn_before_a_sampled_one_starts_a_new_segment():

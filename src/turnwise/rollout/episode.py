@@ -36,6 +36,7 @@ from turnwise.errors import (
     EnvLostError,
     PolicyError,
     ScoringError,
+    TemplateError,
     TurnwiseError,
     boundary,
 )
@@ -162,6 +163,9 @@ class _Episode:
             advice = f"{error}; raise max_context (of the limits or of the engine), or leave this task out"
             self.record.error = replace(self.record.error, message=advice)
             return stop
+        except TemplateError as error:
+            # A conversation that the template refuses: the policy's own replies are part of it.
+            return self._blamed(StopReason.POLICY_FAILED, error)
         except TurnwiseError as error:
             return self._failed(StopReason.POLICY_FAILED, error)
 

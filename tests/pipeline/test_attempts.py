@@ -14,7 +14,7 @@ from tests.support.tokenizers import tiny_tokenizer
 from turnwise.envs.base import Env
 from turnwise.errors import TooManyFailuresError
 from turnwise.pipeline.attempts import episode_of
-from turnwise.pipeline.summary import summarise
+from turnwise.pipeline.summary import is_greedy, summarise
 from turnwise.store import RunDir
 from turnwise.types import Reward, Sampling, Step, StopReason, Task, Trajectory
 
@@ -76,6 +76,8 @@ def test_an_outage_does_not_stay_in_an_evaluation(tmp_path: Path) -> None:
     played = list(RunDir(path).read("evaluate-untrained"))
     assert len({one.id for one in played}) == len(played) == 160 + len(before)
     assert {episode_of(one.id) for one in played if one.reward is None} == before
+    drawn_at = {(is_greedy(one.id), one.sampling.temperature) for one in played if one.sampling is not None}
+    assert drawn_at == {(False, 1.0), (True, 0.0)}
 
     again, _ = play(run, path)
     assert again == summary and len(RunDir(path).ids("evaluate-untrained")) == len(played)

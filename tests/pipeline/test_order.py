@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from tests.end_to_end.tiny import recipe
 
 from turnwise.envs.registry import make
 from turnwise.errors import TaskError
+from turnwise.pipeline.context import Run
+from turnwise.pipeline.evaluate import _orders
 from turnwise.pipeline.sft import LessonOrder
 from turnwise.pipeline.tasks import TaskStream, routed
+from turnwise.store import RunDir
 
 
 def lessons(updates: int, **options: int) -> list[tuple[str, int]]:
@@ -41,6 +46,18 @@ def test_tasks_come_in_permutations_and_stages_in_their_own() -> None:
     other = TaskStream("a", "train", rows, seed=0, salt="collect")
     assert [other[i]["n"] for i in range(10)] != first
     assert len({stream.seed(i) for i in range(100)}) == 100 and stream.seed(3) != other.seed(3)
+
+
+def test_every_model_is_evaluated_on_the_same_episodes_and_no_two_of_a_task_are_one(tmp_path: Path) -> None:
+    one_game = {"environments.chain_sum": None, "collect": None, "sft": None, "rl": None}
+    run = Run(recipe(one_game | {"evaluate.tasks": {"catch": 12}}), RunDir(tmp_path), lambda event: None)
+    config = run.recipe.evaluate
+    assert config is not None
+    sft, rl = (list(_orders(run, config, stage, range(3))) for stage in ("sft", "rl"))
+    played = [(one.env, one.task, one.seed, one.sibling) for one in sft]
+    assert played == [(one.env, one.task, one.seed, one.sibling) for one in rl]
+    assert len({(env, seed, sibling) for env, _, seed, sibling in played}) == len(played) == 3 * 12
+    assert len({(env, seed) for env, _, seed, _ in played}) == 12, "siblings start alike"
 
 
 def test_no_tasks() -> None:

@@ -96,6 +96,9 @@ def group_metrics(
 ) -> dict[str, float]:
     """What a step's episodes were like: rewards, lengths, ends; and how stale what was learned from.
 
+    ``failed/<env>`` is the share that is excluded. Groups that failed whole are in no step: the scheduler
+    counts those that were played again.
+
     Args:
         groups: All that the step played: what was dropped for its rewards would be missing in their mean.
         version: The weights that were current before the step's updates.

@@ -189,13 +189,11 @@ class Scheduler:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Counts since the beginning, groups in flight and waiting, and each environment's exclusion rate."""
-        rates = self.budget.exclusion_rates
+        """Counts since the beginning, and groups in flight and waiting."""
         return {
             **{f"scheduler/{name}": float(value) for name, value in self.counts.items()},
             "scheduler/groups_in_flight": float(self._in_flight),
             "scheduler/groups_ready": float(sum(map(len, self._ready.values()))),
-            **{f"excluded/{env}": rates.get(env, 0.0) for env in self.groups_per_step},
         }
 
     # -- dispatch ----------------------------------------------------------------------------------------

@@ -400,6 +400,23 @@ def test_a_redone_step_tells_what_the_scheduler_had_counted(
     assert lines[0].keys() == lines[1].keys() - times
 
 
+def test_what_a_step_dropped_is_used_up(
+    made: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, changes = tmp_path / "tiny", {"collect": None, "sft": None, "evaluate": None}
+    changes["rl.flat_groups"] = "drop"  # Siblings draw their pay from one seed: all are flat.
+    learn = rl._learn
+    with monkeypatch.context() as patch:
+        patch.setattr(rl, "_learn", lambda *of: learn(*of) if of[-1] < 2 else dying_of("a kill"))
+        with pytest.raises(StoreError, match="a kill"):
+            play(made(changes), path)
+    play(made(changes), path)
+    assert [line["dropped_groups"] for line in RunDir(path).read_metrics("rl")] == [1, 1, 1]
+    used = [id for record in RunDir(path).steps("rl") for id in record.trajectory_ids]
+    assert used == [f"rl/copy/{step}/s{k}" for step in range(3) for k in range(2)]
+    assert RunDir(path).ids("rl") == set(used)
+
+
 def test_a_group_that_was_given_up_is_counted_once(
     made: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

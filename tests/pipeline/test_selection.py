@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.end_to_end.tiny import recipe
+from tests.end_to_end.tiny import play, recipe
+from tests.pipeline.test_attempts import made as outages
 from tests.pipeline.test_updates import episode, group
 from tests.support.models import tiny_qwen3
 from tests.support.tokenizers import tiny_tokenizer
@@ -24,6 +25,7 @@ from turnwise.learn.samples import rl_samples
 from turnwise.pipeline.rl import _learn
 from turnwise.pipeline.selection import OVERLONG, Selector, length_penalty
 from turnwise.pipeline.updates import group_metrics, updates_of
+from turnwise.store import RunDir
 from turnwise.types import Message, Reward, Segment, StopReason, Trajectory, TrajectoryGroup, Turn
 
 
@@ -306,6 +308,15 @@ def test_the_limit_is_each_environments_own_where_none_is_given() -> None:
     for found in weighed.select([one, other]).groups:
         assert found.trajectories[0].rewards[OVERLONG] == Reward(value=-0.5, weight=0.5)
         assert found.trajectories[0].reward == 0.75
+
+
+def test_what_is_told_of_rewards_is_without_penalties(tmp_path: Path) -> None:
+    short = {"steps": 1, "groups": {"outage": 2}, "group_size": 2, "sampling": {"max_tokens": 4}}
+    penal = {"overlong": {"penalty": {"of": "reply", "cache": 4}}}
+    play(outages(tmp_path, rl=short | penal), tmp_path / "tiny")
+    (told,) = RunDir(tmp_path / "tiny").read_metrics("rl")
+    assert told["truncated/outage"] == 1, "each reply ran into its limit"
+    assert (told["reward/outage"], told["overlong_penalty/outage"]) == (0, -1)
 
 
 def test_what_has_no_reward_gets_none_by_its_length() -> None:

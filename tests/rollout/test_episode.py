@@ -132,6 +132,21 @@ def test_seconds_ran_out_while_the_policy_thinks_is_scored_by_the_environment_an
     assert done.rewards == {"steps": Reward(value=0.25), "reward": Reward(value=0.5)}
 
 
+def test_seconds_run_out_for_those_who_never_wait():
+    class Busy(Shop):
+        max_turns = 200
+
+        @tool
+        def work(self) -> str:
+            """Work on the event loop."""
+            time.sleep(0.01)
+            return "done"
+
+    where = arena(Busy, limits={"seconds": 0.05})
+    done = play(ScriptedPolicy(lambda context: calls(call("work"))), where)
+    assert done.stop_reason is StopReason.TIME_LIMIT and 1 <= len(done.turns) < 50
+
+
 def test_seconds_ran_out_in_an_async_tool_keeps_what_was_done():
     replies = [calls(call("tip", amount=0.5)), calls(call("price", item="tea"), call("wait", seconds=30))]
     done = play(ScriptedPolicy(replies), arena(limits={"seconds": 0.2}))
@@ -373,7 +388,7 @@ def test_what_the_policy_sees():
 
 
 def test_each_turn_has_a_seed_of_its_own_the_same_in_every_run():
-    def seeds(sibling: int, base: int | None = None) -> list[int]:
+    def seeds(sibling: int, base: int | None = None, group: int = 7) -> list[int]:
         out: list[int] = []
 
         def watch(context: Context) -> Message | str:
@@ -383,7 +398,7 @@ def test_each_turn_has_a_seed_of_its_own_the_same_in_every_run():
         where = arena(Answer)
         asyncio.run(
             play_episode(
-                order(f"t/0/s{sibling}", env="answer", sibling=sibling),
+                order(f"t/0/s{sibling}", env="answer", seed=group, sibling=sibling),
                 arena=where,
                 policy=ScriptedPolicy(watch),
                 sampling=Sampling(seed=base),
@@ -393,7 +408,7 @@ def test_each_turn_has_a_seed_of_its_own_the_same_in_every_run():
         return out
 
     assert seeds(0) == seeds(0)
-    assert len({*seeds(0), *seeds(1), *seeds(0, base=1)}) == 6
+    assert len({*seeds(0), *seeds(1), *seeds(0, base=1), *seeds(0, group=8)}) == 8
 
 
 def test_a_step_that_says_nothing_still_lets_the_policy_speak():

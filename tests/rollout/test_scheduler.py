@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from tests.support.rollouts import Answer, arena, call, calls, model
+from tests.support.trajectories import trajectory
 
 from turnwise.errors import EngineError, StoreError, TaskError, TooManyFailuresError
 from turnwise.rollout.group import GroupOrder
 from turnwise.rollout.policies import ModelPolicy, ScriptedPolicy
-from turnwise.rollout.scheduler import Scheduler
+from turnwise.rollout.scheduler import Scheduler, oldest_version
 from turnwise.types import Sampling, StopReason, Trajectory, TrajectoryGroup
 
 
@@ -152,6 +154,21 @@ def test_no_consumed_token_is_older_than_staleness_allows_and_dropped_groups_ret
     # On a busy machine some other group may come too late as well.
     assert rig.scheduler.counts["stale_groups"] >= len(late) == 6
     assert len(set(used)) == len(used) == 180 and not set(used) & set(late)
+
+
+def test_a_group_is_as_old_as_its_oldest_token():
+    def drawn(*versions: list[int], failed: bool = False) -> TrajectoryGroup:
+        one = trajectory(stop_reason=StopReason.POLICY_FAILED if failed else StopReason.TERMINATED)
+        turns = [replace(one.turns[0], versions=own) for own in versions]
+        segment = replace(one.segments[0], turns=tuple(turns))
+        siblings = (trajectory(), replace(one, segments=(segment,)))
+        return TrajectoryGroup(id="g", env="catch", task={}, trajectories=siblings, version=2)
+
+    assert oldest_version(drawn([4, 5], [5, 5])) == 4
+    assert oldest_version(drawn([5, 5], [3, 6])) == 3, "the weights changed within a reply"
+    assert oldest_version(drawn([1, 1], failed=True)) == 4, "nothing is learned from what failed"
+    silent = replace(trajectory(policy="teacher"), id="rl/0/catch/0/s1")
+    assert oldest_version(replace(drawn([4]), trajectories=(silent,))) == 2
 
 
 def test_a_group_that_comes_too_late_is_dropped_and_replaced():

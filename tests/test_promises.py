@@ -243,7 +243,7 @@ def test_9_synchronous_training_is_staleness_0_of_the_same_code(run: RunDir) -> 
 def test_10_a_killed_run_resumes(tmp_path: Path) -> None:
     """SIGKILL between a step's record and its update: it is redone from disk, and nothing is played twice.
 
-    Every other place: tests/end_to_end/test_resume.py.
+    Every other place: test_resume.py, and to the last bit test_hundred_kills.py, in tests/end_to_end.
     """
     path = tmp_path / "tiny"
     assert Child(RECIPE, path, trap=Trap("steps.jsonl", 2)).wait() == -9

@@ -7,6 +7,7 @@ and truncated are apart, and a budget that runs out after a tool call is truncat
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from tests.support.rollouts import Answer, Blocking, Shop, arena, call, calls, order, play

@@ -138,6 +138,8 @@ class _Episode:
                     stop = await self._turn()
                     if stop is not None:
                         return stop
+                    # A script in an inline environment never waits; siblings, this deadline and Ctrl-C do.
+                    await asyncio.sleep(0)
         except TimeoutError:
             if self.record.turns:
                 return StopReason.TIME_LIMIT

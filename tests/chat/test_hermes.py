@@ -129,6 +129,7 @@ def test_thinking_is_kept_apart_and_calls_in_it_are_not_made() -> None:
     assert message.reasoning == f"Should I {call(GOOD)}?"
     assert message.content == "Yes."
     assert len(message.tool_calls) == 1
+    assert parse(text.removeprefix("<think>\n"), thinking=True) == message, "the prompt has opened it"
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,13 @@ def test_thinking_is_kept_apart_and_calls_in_it_are_not_made() -> None:
     assert len(message.tool_calls) == 1
 
 
+@pytest.mark.parametrize("renderer", [THINKS, NEMOTRON], ids=["qwen3_5", "nemotron_3"])
+def test_a_reply_is_read_by_the_types_of_the_tools_it_was_told_of(renderer: Any) -> None:
+    ids = renderer.template.encoder.encode("Hm.\n</think>\n\n" + call(("text", "7")))
+    assert only(renderer.parse(ids, [TOOL])) == {"text": "7"}
+    assert only(renderer.parse(ids)) == {"text": 7}
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from([THINKS, NEMOTRON]),

@@ -213,6 +213,7 @@ def test_a_seed_draws_the_same_whatever_else_runs() -> None:
         crowded = await engine.generate(p, sampling)
         await asyncio.gather(*others)
         assert crowded.ids == alone.ids
+        assert (await engine.generate(p, sampling)).ids == alone.ids, "whoever was in its slot before"
         assert (await engine.generate(p, Sampling(max_tokens=30, seed=43))).ids != alone.ids
         # Without a seed, each call is another draw.
         unseeded = [await engine.generate(p, Sampling(max_tokens=30)) for _ in range(2)]

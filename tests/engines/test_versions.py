@@ -26,7 +26,18 @@ from turnwise.engines.transformers import TransformersEngine
 from turnwise.errors import EngineError
 from turnwise.types import Sampling
 
-OLD, NEW = tiny_qwen3(seed=0), tiny_qwen3(seed=1)
+
+def trained(seed: int) -> Any:
+    """Another model of the same shape. Fresh ones' norms are 1 in all of them."""
+    model = tiny_qwen3(seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+OLD, NEW = tiny_qwen3(seed=0), trained(seed=1)
 
 
 def test_new_weights_answer_and_the_given_model_is_untouched() -> None:

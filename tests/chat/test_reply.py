@@ -54,6 +54,13 @@ def test_a_call_is_not_lost_in_thinking_that_nothing_follows() -> None:
     assert not chat.parse(encode(f"<think>\nHm.\n{mentioned}<|im_end|>"), [LOOK]).tool_calls
 
 
+def test_a_call_that_thinking_only_spells_is_thinking() -> None:
+    chat = renderer("qwen3.5")
+    spelled = "Hm.\n<tool_call>\n<function=look>\n</function>\n</tool_call>"
+    message = Message.assistant("", reasoning=spelled)
+    assert chat.parse(chat.reply(message, [LOOK]), [LOOK]) == message
+
+
 def test_llama_ends_a_call_with_a_token_that_its_template_does_not_write_there() -> None:
     for name in ("llama3.1", "llama3.2"):
         chat = renderer(name)

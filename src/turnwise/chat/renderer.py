@@ -218,6 +218,8 @@ class TemplateRenderer:
 
     def _with_calls_thought(self, thought: str, tools: Sequence[ToolSchema]) -> Message | None:
         """A reply that ended and said nothing: calls in its thinking were meant, and are malformed."""
+        if not any(tag in thought for tag in self.dialect.tags):
+            return None
         read = self.dialect.parse(thought, tools=tools)
         calls = [
             replace(
@@ -340,7 +342,7 @@ class TemplateRenderer:
             return found, None
         return PlainDialect(), (
             f"the chat template writes tool calls as {written[-160:]!r}, which no dialect reads (there are: "
-            f"{', '.join(DIALECTS)})"
+            f"{', '.join(DIALECTS)}); a dialect is one small class, see docs/chat.md"
         )
 
     def _check(self) -> dict[bool, TemplateReport]:

@@ -82,7 +82,7 @@ def test_raw_line_breaks_in_strings_are_read() -> None:
             'must stand under "arguments", not under "parameters"',
         ),
         ('["move"]', "", "the call must be an object"),
-        (GOOD + " go", "move", "there is text between the JSON object and </tool_call>"),
+        (GOOD + " go", "move", "there is text between the call and </tool_call>"),
         ('{"name": "move", "arguments": {"x": NaN}}', "move", "NaN is not a JSON value"),
         ('{"name": "move", "arguments": {"x": 1e999}}', "move", "1e999 is out of range"),
         ('{"name": "move", "arguments": {"x": "\\ud800"}}', "move", "unpaired surrogate"),
@@ -108,6 +108,7 @@ def test_malformed_calls_say_what_is_wrong(body: str, name: str, error: str) -> 
         ("<tool_call>\n" + GOOD, "</tool_call> is missing"),
         ("<tool_call>\n" + GOOD[:-5], "the call is not valid JSON"),
         ("<tool_call>", "the call is not valid JSON"),
+        ("<tool_call>\n" + GOOD + " and so on", "</tool_call> is missing"),
     ],
 )
 def test_an_unclosed_call_is_malformed(text: str, error: str) -> None:

@@ -16,12 +16,14 @@ import json
 import re
 from collections.abc import Sequence
 
-from turnwise.chat.dialects.json_text import call_fault, read_value, reason, skip_space
+from turnwise.chat.dialects.json_text import call_fault
+from turnwise.chat.dialects.tagged import CallFault, Made, Tags, read_json, read_tagged
 from turnwise.chat.thinking import split_thinking
 from turnwise.types import Message, ToolCall, ToolSchema
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-_NAME = re.compile(r'"name"\s*:\s*"([^"\\]*)"')
+# The line break before a call belongs to the form, not to the content.
+_TAGS = Tags(opening=OPEN, closing=CLOSE, name=re.compile(r'"name"\s*:\s*"([^"\\]*)"'), gap="\n")
 
 
 class HermesDialect:
@@ -33,19 +35,7 @@ class HermesDialect:
     def parse(self, text: str, *, thinking: bool = False, tools: Sequence[ToolSchema] = ()) -> Message:
         """A reply's message. Text beside the calls is the content; see `Dialect.parse`."""
         reasoning, text = split_thinking(text, opened=thinking)
-        before, found, rest = text.partition(OPEN)
-        if not found:
-            return Message.assistant(text, reasoning=reasoning)
-        # The line break before a call belongs to the form, not to the content.
-        contents = [before.removesuffix("\n")]
-        calls: list[ToolCall] = []
-        while found:
-            call, rest = self._call(rest, len(calls))
-            calls.append(call)
-            between, found, rest = rest.partition(OPEN)
-            if between.strip():
-                contents.append(between.strip())
-        content = "\n".join(contents) if contents[0] else "\n".join(contents[1:])
+        content, calls = read_tagged(text, _TAGS, _read)
         return Message.assistant(content, *calls, reasoning=reasoning)
 
     def format(self, call: ToolCall) -> str:
@@ -53,34 +43,10 @@ class HermesDialect:
         body = {"name": call.name, "arguments": dict(call.arguments)}
         return f"{OPEN}\n{json.dumps(body, ensure_ascii=False)}\n{CLOSE}"
 
-    def _call(self, text: str, index: int) -> tuple[ToolCall, str]:
-        """The call whose opening tag stands before ``text``, and what follows it."""
-        start = skip_space(text, 0)
-        try:
-            body, end = read_value(text, start)
-            error = call_fault(body)
-        except (ValueError, RecursionError) as cause:
-            body, end, error = None, start, f"the call is not valid JSON: {reason(cause)}"
-        closing = skip_space(text, end)
-        if error is None and text.startswith(CLOSE, closing):
-            call = ToolCall(name=body["name"], arguments=body.get("arguments", {}), id=f"call_{index}")
-            return call, text[closing + len(CLOSE) :]
 
-        # Malformed: it reaches to its closing tag, or to where another call opens, or to the end.
-        close, opening = text.find(CLOSE, end), text.find(OPEN, end)
-        if close >= 0 and (opening < 0 or close < opening):
-            stop, said = close + len(CLOSE), text[: close + len(CLOSE)]
-            error = error or "there is text between the JSON object and </tool_call>"
-        else:
-            stop = opening if opening >= 0 else len(text)
-            said = text[:stop].rstrip()
-            error = f"{error}, and </tool_call> is missing" if error else "</tool_call> is missing"
-        name = _NAME.search(said)
-        call = ToolCall(
-            name=name.group(1) if name else "",
-            arguments={},
-            id=f"call_{index}",
-            error=error,
-            raw=OPEN + said,
-        )
-        return call, text[stop:]
+def _read(text: str, start: int) -> tuple[list[Made], int]:
+    body, end = read_json(text, start)
+    error = call_fault(body)
+    if error is not None:
+        raise CallFault(error, end)
+    return [(body["name"], body.get("arguments", {}))], end

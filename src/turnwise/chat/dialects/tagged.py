@@ -64,8 +64,9 @@ def read_tagged(text: str, tags: Tags, read: Reading) -> tuple[str, list[ToolCal
             made, end = read(text, start + len(tags.opening))
             end = skip_space(text, end)
             if not text.startswith(tags.closing, end):
-                missing = end == len(text) or text.startswith(tags.opening, end)
-                raise CallFault("" if missing else f"there is text between the call and {tags.closing}", end)
+                following = text.find(tags.opening, end)
+                closed = text.find(tags.closing, end, following if following >= 0 else len(text)) >= 0
+                raise CallFault(f"there is text between the call and {tags.closing}" if closed else "", end)
             end += len(tags.closing)
             calls += numbered(made, len(calls))
         except CallFault as fault:

@@ -58,6 +58,7 @@ def test_every_model_is_evaluated_on_the_same_episodes_and_no_two_of_a_task_are_
     assert played == [(one.env, one.task, one.seed, one.sibling) for one in rl]
     assert len({(env, seed, sibling) for env, _, seed, sibling in played}) == len(played) == 3 * 12
     assert len({(env, seed) for env, _, seed, _ in played}) == 12, "siblings start alike"
+    assert all(task in run.rows("test")[env] for env, task, _, _ in played)
 
 
 def test_no_tasks() -> None:

@@ -410,6 +410,7 @@ def test_what_a_step_dropped_is_used_up(
         patch.setattr(rl, "_learn", lambda *of: learn(*of) if of[-1] < 2 else dying_of("a kill"))
         with pytest.raises(StoreError, match="a kill"):
             play(made(changes), path)
+    assert [record.step for record in RunDir(path).steps("rl")] == [1, 2], "recorded before it is learned"
     play(made(changes), path)
     assert [line["dropped_groups"] for line in RunDir(path).read_metrics("rl")] == [1, 1, 1]
     used = [id for record in RunDir(path).steps("rl") for id in record.trajectory_ids]

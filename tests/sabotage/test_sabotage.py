@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.sabotage.mutations import MUTATIONS, Mutation
+from tests.sabotage.mutation import Mutation
+from tests.sabotage.mutations import MUTATIONS
 from tests.sabotage.run import ROOT, run, sample
 
 
@@ -28,7 +30,7 @@ def test_each_mutation_names_tests_that_there_are(mutation: Mutation) -> None:
 
 
 def test_there_are_enough_of_them() -> None:
-    assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS) >= 20
+    assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS) >= 150
 
 
 @pytest.mark.slow
@@ -40,15 +42,21 @@ def test_a_sample_is_caught() -> None:
     assert not missed, [(result.mutation.name, result.outcome) for result in missed]
 
 
+HARMLESS = Mutation(
+    name="harmless",
+    why="nothing",
+    file="learn/normalise.py",
+    old="    weighed = []\n",
+    new="    weighed = list()\n",
+    tests=("tests/learn/test_normalise.py",),
+)
+
+
 @pytest.mark.slow
-def test_a_mutation_that_harms_nothing_survives() -> None:
-    """The script can tell: what it calls caught was caught by the tests, not by the copying."""
-    harmless = Mutation(
-        name="harmless",
-        why="nothing",
-        file="learn/normalise.py",
-        old="    weighed = []\n",
-        new="    weighed = list()\n",
-        tests=("tests/learn/test_normalise.py",),
-    )
-    assert [result.outcome for result in run([harmless])] == ["survived"]
+def test_what_is_caught_is_told_from_what_is_not() -> None:
+    """By the tests and not by the copying; and no test notices anything where Python itself gives up."""
+    misspelt = replace(HARMLESS, name="misspelt", new="    weighed = lisst()\n")
+    no_module = replace(HARMLESS, name="no module", old="import numpy as np\n", new="import numppy as np\n")
+    results = run([HARMLESS, misspelt, no_module])
+    assert [result.outcome for result in results] == ["survived", "broken", "broken"]
+    assert "NameError" in results[1].failure and "No module named 'numppy'" in results[2].output

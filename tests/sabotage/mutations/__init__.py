@@ -1,0 +1,20 @@
+"""The mutations: one line each, of the kind that leaves a run looking well.
+
+Each names the tests that must fail, so that a guard that was lost is noticed and not made up for by chance.
+"""
+
+from __future__ import annotations
+
+from tests.sabotage.mutation import Mutation
+from tests.sabotage.mutations import chat, credit, engines, learner, losses, pipeline, rollout, store
+
+MUTATIONS: tuple[Mutation, ...] = (
+    *chat.MUTATIONS,
+    *engines.MUTATIONS,
+    *rollout.MUTATIONS,
+    *credit.MUTATIONS,
+    *losses.MUTATIONS,
+    *learner.MUTATIONS,
+    *pipeline.MUTATIONS,
+    *store.MUTATIONS,
+)

@@ -1,0 +1,136 @@
+"""Of chat: what the policy reads, and what is taken for its words and its calls."""
+
+from __future__ import annotations
+
+from tests.sabotage.mutation import Mutation
+
+MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        name="newline_dropped_in_bridge",
+        why="every turn boundary lacks the newline that the template writes there",
+        file="chat/bridge.py",
+        old='return "".join(parts)',
+        new='return "".join(parts).replace("\\n", "", 1)',
+        tests=("tests/chat/test_bridge.py::test_bridged_ids_are_the_whole_rendering",),
+    ),
+    Mutation(
+        name="stop_token_doubled_by_bridge",
+        why="a reply that ended itself is ended once more",
+        file="chat/bridge.py",
+        old="return ids[1:] if closed else ids",
+        new="return ids",
+        tests=("tests/chat/test_bridge.py::test_bridged_ids_are_the_whole_rendering",),
+    ),
+    Mutation(
+        name="control_tokens_from_observations",
+        why="a tool result that holds <|im_end|> ends the turn",
+        file="chat/encoding.py",
+        old="return _broken(text, self.control - allow if allow else self.control)",
+        new="return text",
+        tests=("tests/chat/test_bridge.py::test_control_tokens_in_observations_are_text",),
+    ),
+    Mutation(
+        name="mentioned_calls_run",
+        why="a call that the policy only repeats, in ordinary tokens, is made",
+        file="chat/encoding.py",
+        old="if _BREAK not in text and len(_whole(tokens).findall(text)) == sampled:",
+        new="if _BREAK not in text:",
+        tests=(
+            "tests/chat/test_families.py::test_a_call_that_is_repeated_in_ordinary_tokens_does_not_run[qwen3]",
+        ),
+    ),
+    Mutation(
+        name="thinking_opened_whatever_asks",
+        why="a reply to a tool's result is read as if it answered a question",
+        file="chat/renderer.py",
+        old="thinking=self.opens_thinking(context_ids)",
+        new="thinking=self.template.opens_thinking",
+        tests=("tests/chat/test_reply.py::test_what_opens_the_thinking_is_the_replys_own_context",),
+    ),
+    Mutation(
+        name="stop_token_in_the_content",
+        why="the end of the turn is part of what the policy said",
+        file="chat/renderer.py",
+        old="ids[:-1] if ended else ids",
+        new="ids",
+        tests=("tests/chat/test_renderer.py::test_parse_leaves_out_one_stop_token_alone",),
+    ),
+    Mutation(
+        name="cut_reply_not_closed",
+        why="after a cut reply the next message begins inside of it",
+        file="chat/bridge.py",
+        old="return ids[1:] if closed else ids",
+        new="return ids[1:]",
+        tests=("tests/chat/test_bridge.py::test_a_cut_reply_is_closed_first",),
+    ),
+    Mutation(
+        name="white_space_of_arguments_stripped",
+        why="code that a policy writes loses its indentation",
+        file="chat/dialects/qwen_xml.py",
+        old='entry[1].removeprefix("\\n").removesuffix("\\n")',
+        new="entry[1].strip()",
+        tests=("tests/chat/test_qwen_xml.py::test_one_line_break_at_each_end_belongs_to_the_form",),
+    ),
+    Mutation(
+        name="numbers_as_strings",
+        why="a tool that takes a number is given text",
+        file="chat/dialects/arguments.py",
+        old="    values = _values(text.strip(), python=not string)\n",
+        new="    values = _values(text.strip(), python=not string)[:0]\n",
+        tests=("tests/chat/test_arguments.py::test_the_schema_says_what_a_text_means",),
+    ),
+    Mutation(
+        name="strings_as_numbers",
+        why="a text that looks like a number becomes one",
+        file="chat/dialects/arguments.py",
+        old="if values and (accepts(values[0], schema, parameters) or not string):",
+        new="if values:",
+        tests=("tests/chat/test_arguments.py::test_the_schema_says_what_a_text_means",),
+    ),
+    Mutation(
+        name="parallel_calls_of_one_id",
+        why="results of parallel calls answer to the same call",
+        file="chat/dialects/tagged.py",
+        old="calls += numbered(made, len(calls))",
+        new="calls += numbered(made, 0)",
+        tests=(
+            "tests/chat/test_qwen_xml.py::test_an_unclosed_call_does_not_swallow_the_next",
+            "tests/chat/test_pythonic.py::test_calls_of_several_lists_are_numbered_on",
+        ),
+    ),
+    Mutation(
+        name="unclosed_call_executed",
+        why="a call that was cut before its end runs",
+        file="chat/dialects/tagged.py",
+        old="if not text.startswith(tags.closing, end):",
+        new="if end < len(text) and not text.startswith(tags.closing, end):",
+        tests=(
+            "tests/chat/test_hermes.py::test_an_unclosed_call_is_malformed",
+            "tests/chat/test_pythonic.py::test_a_list_that_is_cut_anywhere_is_malformed",
+        ),
+    ),
+    Mutation(
+        name="calls_in_thinking_executed",
+        why="what the policy only considers is done",
+        file="chat/dialects/hermes.py",
+        old="split_thinking(text, opened=thinking)",
+        new="split_thinking(text, opened=False)",
+        tests=("tests/chat/test_hermes.py::test_thinking_is_kept_apart_and_calls_in_it_are_not_made",),
+    ),
+    Mutation(
+        name="thinking_dropped_from_what_is_held",
+        why="sampled thinking is rendered away, and what is learned is not what was read",
+        file="chat/check.py",
+        old='RANKS.index("end" if renderer.thinking == "template" else "thinking")',
+        new='RANKS.index("end")',
+        tests=("tests/chat/test_bridge.py::test_bridged_ids_keep_thinking_and_nothing_else_differs",),
+    ),
+    Mutation(
+        name="tools_of_a_reply_unknown",
+        why="the types of bare arguments are guessed",
+        file="chat/renderer.py",
+        old="self.dialect.parse(text, thinking=self.opens_thinking(context_ids), tools=tools)",
+        new="self.dialect.parse(text, thinking=self.opens_thinking(context_ids))",
+        tests=("tests/chat/test_qwen_xml.py::test_a_reply_is_read_by_the_types_of_the_tools_it_was_told_of",),
+    ),
+)

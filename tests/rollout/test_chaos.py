@@ -13,7 +13,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -235,26 +235,31 @@ def check(tmp_path: Path, groups: Mapping[str, int], steps: int) -> Played:
     return faulty
 
 
-def settled() -> None:
-    """Wait for what hangs to come to its end, and for what was closed."""
+def settled(before: Collection[int]) -> None:
+    """Wait for what hangs to come to its end, and for what was closed; ``before`` were children before."""
+
+    def left() -> dict[int, str]:
+        return {pid: state for pid, state in children().items() if pid not in before}
+
     deadline = time.monotonic() + HANG + 5
-    while time.monotonic() < deadline and (abandoned_threads() or children()):
+    while time.monotonic() < deadline and (abandoned_threads() or left()):
         time.sleep(0.05)
     assert abandoned_threads() == 0, "threads that hung are collected when they return"
-    assert children() == {}, "no child is left, and none was left unwaited for"
+    assert left() == {}, "no child is left, and none was left unwaited for"
 
 
 def test_500_episodes_end_as_their_plans_say_and_touch_no_sibling(tmp_path):
+    before = children()
     check(tmp_path, {"inline": 63, "threaded": 57, "apart": 5}, steps=1)
-    settled()
+    settled(before)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_10_000_episodes_and_nothing_grows(tmp_path, record_property):
-    before = sample(0)
+    before, others = sample(0), children()
     faulty = check(tmp_path, {"inline": 280, "threaded": 200, "apart": 20}, steps=5)
-    settled()
+    settled(others)
     after = sample(len(faulty.delivered))
     kinds = Counter(plan_of(id, id.partition("/")[0]).fault for id in faulty.dispatched)
     lags = sorted(faulty.lags)

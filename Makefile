@@ -37,8 +37,9 @@ demo: $(READY)
 demo-ci: $(READY)
 	$(BIN)/python -m pytest tests/end_to_end/test_quickstart.py
 
-test: $(READY)
-	$(BIN)/python -m pytest
+# By file, the slow ones: most of them share what their module has trained.
+test: test-fast
+	$(BIN)/python -m pytest -m slow -n auto --dist loadfile
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m 'not slow' -n auto

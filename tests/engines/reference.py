@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,15 @@ def run_with(model: Any, scenario: Callable[[TransformersEngine], Awaitable[None
             await asyncio.wait_for(scenario(engine), 60)
 
     asyncio.run(main())
+
+
+async def together(engine: TransformersEngine, *calls: Coroutine[Any, Any, Completion]) -> list[Completion]:
+    """Requests that arrive at once: on a busy machine the engine would be steps ahead with the first."""
+    await engine.pause()
+    tasks = [asyncio.create_task(call) for call in calls]
+    await asyncio.sleep(0)
+    await engine.resume()
+    return await asyncio.gather(*tasks)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from tests.engines.reference import (
     greedy,
     prompt,
     run_with,
+    together,
 )
 from tests.support.models import tiny_qwen3
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3ForCausalLM
@@ -119,7 +120,8 @@ def test_siblings_that_arrive_together_prefill_their_prompt_once() -> None:
 
     async def scenario(engine: TransformersEngine) -> None:
         sampling = [Sampling(max_tokens=12, seed=seed) for seed in range(7)]
-        siblings = await asyncio.gather(
+        siblings = await together(
+            engine,
             engine.generate(shared, greedy(12), session="g0"),
             *(engine.generate(shared, s, session=f"s{s.seed}") for s in sampling),
         )
@@ -147,8 +149,8 @@ def test_siblings_share_while_their_leader_is_still_prefilling_in_chunks() -> No
     prompts = [shared[:50] + prompt(30, seed) for seed in range(2, 6)]
 
     async def scenario(engine: TransformersEngine) -> None:
-        completions = await asyncio.gather(
-            engine.generate(shared, greedy(5)), *(engine.generate(p, greedy(5)) for p in prompts)
+        completions = await together(
+            engine, engine.generate(shared, greedy(5)), *(engine.generate(p, greedy(5)) for p in prompts)
         )
         for p, completion in zip([shared, *prompts], completions, strict=True):
             assert_reply(MODEL, p, completion, tokens=5)

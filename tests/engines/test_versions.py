@@ -19,6 +19,7 @@ from tests.engines.reference import (
     logprobs_of,
     prompt,
     run_with,
+    together,
 )
 from tests.support.models import tiny_qwen3
 
@@ -116,10 +117,8 @@ def test_siblings_in_flight_prefill_their_common_context_once_more() -> None:
     async def scenario(engine: TransformersEngine) -> None:
         gate = Gate(engine)
         gate.between(10, lambda: engine._core.load_weights(Weights(NEW), 1))
-        tasks = [
-            asyncio.create_task(engine.generate(shared, Sampling(max_tokens=30, seed=n))) for n in range(6)
-        ]
-        for completion in await asyncio.gather(*tasks):
+        calls = [engine.generate(shared, Sampling(max_tokens=30, seed=n)) for n in range(6)]
+        for completion in await together(engine, *calls):
             old = completion.versions.count(0)
             assert 0 < old < 30
             expected = logprobs_of(OLD, shared, completion.ids[:old])
@@ -138,7 +137,7 @@ def test_an_update_finds_siblings_waiting_for_their_leader() -> None:
     async def scenario(engine: TransformersEngine) -> None:
         gate = Gate(engine)
         gate.between(2, lambda: engine._core.load_weights(Weights(NEW), 1))
-        completions = await asyncio.gather(*(engine.generate(shared, greedy(5)) for _ in range(4)))
+        completions = await together(engine, *(engine.generate(shared, greedy(5)) for _ in range(4)))
         for completion in completions:
             assert_reply(NEW, shared, completion, tokens=5)
             assert completion.versions == [1] * 5

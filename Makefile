@@ -37,9 +37,9 @@ demo: $(READY)
 demo-ci: $(READY)
 	$(BIN)/python -m pytest tests/end_to_end/test_quickstart.py
 
-# By file, the slow ones: most of them share what their module has trained.
+# The slow ones one after another: they start processes of their own, and some go by the clock.
 test: test-fast
-	$(BIN)/python -m pytest -m slow -n auto --dist loadfile
+	$(BIN)/python -m pytest -m slow
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m 'not slow' -n auto

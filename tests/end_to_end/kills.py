@@ -17,7 +17,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -96,7 +95,7 @@ most groups teach nothing; adapters with dropout."""
 
 def variant(name: str) -> Recipe:
     """The recipe of a variant."""
-    return recipe(deepcopy(SMALL | VARIANTS[name]))
+    return recipe(SMALL | VARIANTS[name])
 
 
 def brevity(completions: Sequence[Sequence[Mapping[str, Any]]], **_: Any) -> list[float]:
@@ -211,6 +210,8 @@ async def scripted_engine(run: Run, model: ModelSource) -> AsyncIterator[Any]:
 
     Playing ahead, which of two versions an episode meets is a matter of time; there the weights are left out.
     """
+    from safetensors.torch import load_file
+
     from turnwise.engines.scripted import ScriptedCall, ScriptedEngine
     from turnwise.types import Message, ToolCall, WeightSource
 
@@ -218,11 +219,13 @@ async def scripted_engine(run: Run, model: ModelSource) -> AsyncIterator[Any]:
     timeless = run.recipe.rl is not None and run.recipe.rl.staleness > 0
 
     class Engine(ScriptedEngine):
-        weights = hashlib.sha256((Path(model.name) / "model.safetensors").read_bytes()).hexdigest()
+        # The same from the file as from a learner that has not learned: a resumed run loads the one, where an
+        # unbroken one whose steps taught nothing was given the other.
+        weights = digest(dict(sorted(load_file(Path(model.name) / "model.safetensors").items())))
 
         async def load_weights(self, source: WeightSource, version: int) -> None:
             if not (_forgotten and self.version == 0):
-                self.weights = digest(dict(source.tensors()))
+                self.weights = digest(dict(sorted(source.tensors())))
             await super().load_weights(source, version)
 
     def script(call: ScriptedCall) -> Sequence[int]:

@@ -75,7 +75,7 @@ RECIPE: dict[str, Any] = {
 def recipe(changes: Mapping[str, Any] | None = None) -> Recipe:
     """`RECIPE` with some keys changed (``{"rl.steps": 2, "sft": None}``), checked as a loaded one is."""
     data = deepcopy(RECIPE)
-    for key, value in (changes or {}).items():
+    for key, value in deepcopy(dict(changes or {})).items():
         *path, name = key.split(".")
         section = data
         for part in path:

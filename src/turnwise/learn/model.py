@@ -196,6 +196,7 @@ def load_model(
     config: ModelConfig,
     path: str | Path | None = None,
     *,
+    module: Any = None,
     device: torch.device | str | None = None,
     seed: int = 0,
 ) -> PolicyModel:
@@ -205,6 +206,8 @@ def load_model(
         config: The recipe's.
         path: A model directory in place of ``config.name``: the stage before wrote it, or it was made from
             scratch.
+        module: A model that is loaded already, in place of either. It is trained itself: its weights become
+            float32, and adapters that it has are those that are trained.
         device: CUDA where there is any, if not given.
         seed: Of the adapters' initial weights.
 
@@ -212,8 +215,6 @@ def load_model(
         RecipeError: There is nothing to load, or the compute type cannot be trained in.
         LearnError: ``transformers`` or ``peft`` cannot load it.
     """
-    from transformers import AutoModelForCausalLM
-
     source = path if path is not None else config.name
     if source is None:
         raise RecipeError(
@@ -226,10 +227,14 @@ def load_model(
     device = torch.device(device)
     compute = config.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     revision = {"revision": config.revision} if path is None and config.revision else {}
-    with boundary(LearnError, f"the model {source} cannot be loaded"):
-        module: Any = AutoModelForCausalLM.from_pretrained(
-            str(source), dtype=torch.float32, attn_implementation=config.attention, **revision
-        )
+    if module is None:
+        from transformers import AutoModelForCausalLM
+
+        with boundary(LearnError, f"the model {source} cannot be loaded"):
+            module = AutoModelForCausalLM.from_pretrained(
+                str(source), dtype=torch.float32, attn_implementation=config.attention, **revision
+            )
+    module = module.float()
     if config.lora is not None:
         from peft import LoraConfig, get_peft_model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from turnwise.config import Recipe, SamplingConfig
+from turnwise.engines.base import Engine
 from turnwise.envs.registry import make
 from turnwise.envs.session import EnvSpec
 from turnwise.errors import RecipeError, TemplateError
+from turnwise.pipeline.given import Given
 from turnwise.pipeline.tasks import TaskStream, read_rows, routed
 from turnwise.rollout.arena import Arena
 from turnwise.rollout.harness import overlay_limits
@@ -25,7 +28,6 @@ from turnwise.view.events import Event, Note, StageFinished, StageStarted
 if TYPE_CHECKING:
     from turnwise.chat.base import Renderer
     from turnwise.chat.renderer import TemplateRenderer
-    from turnwise.engines.transformers import TransformersEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +46,14 @@ class Run:
         recipe: What to do.
         directory: Where everything is written; its lock must be held while a stage runs.
         emit: Takes the events that people see.
+        given: Live objects in place of what the recipe names.
     """
 
-    def __init__(self, recipe: Recipe, directory: RunDir, emit: Callable[[Event], None]) -> None:
+    def __init__(
+        self, recipe: Recipe, directory: RunDir, emit: Callable[[Event], None], given: Given | None = None
+    ) -> None:
         self.recipe, self.directory, self.emit = recipe, directory, emit
+        self.given = given or Given()
         self._rows: dict[str, dict[str, list[Task]]] = {}
         self._renderers: dict[ModelSource, TemplateRenderer] = {}
         self._noted: set[str] = set()
@@ -80,8 +86,9 @@ class Run:
         Raises:
             EnvSpecError: One does not exist, or does not take its arguments.
         """
+        given = self.given.environments
         return {
-            name: make(config.env or name, name=name, args=config.args)
+            name: given[name] if name in given else make(config.env or name, name=name, args=config.args)
             for name, config in self.recipe.environments.items()
         }
 
@@ -89,7 +96,13 @@ class Run:
         """Each environment, ready to be played under the recipe's limits and rewards."""
         fingerprint = renderer.fingerprint if renderer else ""
         return {
-            name: Arena.of(name, spec, self.recipe.environments[name], renderer=fingerprint)
+            name: Arena.of(
+                name,
+                spec,
+                self.recipe.environments[name],
+                functions=self.given.functions.get(name, ()),
+                renderer=fingerprint,
+            )
             for name, spec in self.specs.items()
         }
 
@@ -112,6 +125,9 @@ class Run:
             playing = {name: spec for name, spec in self.specs.items() if name in self._playing(split)}
             path = self.recipe.tasks.get(split)
             data = None if path is None else read_rows(Path(path), self.specs)
+            given = self.given.tasks.get(split)
+            if given is not None:
+                data = {name: list(rows) for name, rows in given.items()}
             self._rows[split] = routed(playing, split, known=self.specs, data=data)
         return self._rows[split]
 
@@ -175,7 +191,7 @@ class Run:
 
         config = self.recipe.model
         renderer = load_renderer(
-            model.name,
+            model.name if self.given.processing is None else self.given.processing,
             revision=model.revision,
             chat_template=config.chat_template,
             chat_template_kwargs=config.chat_template_kwargs,
@@ -200,8 +216,8 @@ class Run:
         return {name: schemas for name, schemas in tools.items() if schemas}
 
     @asynccontextmanager
-    async def engine(self, model: ModelSource) -> AsyncIterator[TransformersEngine]:
-        """The embedded engine on a model, closed at the end.
+    async def engine(self, model: ModelSource) -> AsyncIterator[Engine]:
+        """The run's engine on a model, closed at the end.
 
         Raises:
             RecipeError: An environment's ``max_context`` is more than the engine's.
@@ -209,16 +225,18 @@ class Run:
         from turnwise.engines.transformers import TransformersEngine
 
         config = self.recipe.engine
-        engine = await TransformersEngine.load(
-            model.name,
-            revision=model.revision,
-            device=config.device or default_device(),
-            dtype=config.dtype or self.recipe.model.dtype or default_dtype(config.device),
-            max_sequences=config.max_sequences,
-            max_context=config.max_context,
-            kv_tokens=config.kv_tokens,
-            prefill_tokens=config.prefill_tokens,
-        )
+        options: dict[str, Any] = {
+            "device": config.device or default_device(),
+            "dtype": config.dtype or self.recipe.model.dtype or default_dtype(config.device),
+            "max_sequences": config.max_sequences,
+            "max_context": config.max_context,
+            "kv_tokens": config.kv_tokens,
+            "prefill_tokens": config.prefill_tokens,
+        }
+        if self.given.model is not None:
+            engine = await asyncio.to_thread(TransformersEngine, self.given.model, **options)
+        else:
+            engine = await TransformersEngine.load(model.name, revision=model.revision, **options)
         try:
             self._check_contexts(engine.max_context)
             yield engine

@@ -33,7 +33,7 @@ def open_learner(
     config = run.recipe.model
     # By its name: a path given beside it would be a directory, which has no revisions.
     started_from = {"name": model.name, "revision": model.revision, "scratch": None}
-    policy = load_model(config.model_copy(update=started_from), seed=run.recipe.seed)
+    policy = load_model(config.model_copy(update=started_from), module=run.given.model, seed=run.recipe.seed)
     if reference:
         policy.keep_reference()
     renderer = run.renderer(model)

@@ -15,13 +15,14 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from turnwise.config import RlConfig
 from turnwise.errors import LearnError, NonFiniteError
 from turnwise.learn.learner import Learner
 from turnwise.learn.losses import make_loss
 from turnwise.pipeline.context import Run, sampling_of
+from turnwise.pipeline.given import StepEnd, Wish
 from turnwise.pipeline.learning import load_latest, open_learner, save_model, save_state
 from turnwise.pipeline.selection import Selection, Selector
 from turnwise.pipeline.sink import EpisodeSink
@@ -32,9 +33,6 @@ from turnwise.rollout.scheduler import Scheduler
 from turnwise.store import StepRecord
 from turnwise.types import Sample, TrajectoryGroup
 from turnwise.view.events import Progress, StepLine
-
-if TYPE_CHECKING:
-    from turnwise.engines.transformers import TransformersEngine
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +62,9 @@ async def rl(run: Run) -> None:
                 if learner.version:
                     await engine.load_weights(learner.publish(), learner.version)
                 policy = ModelPolicy(engine, run.renderer(model))
-                await _train(run, config, learner, source, selector, engine, policy, step, counts)
-        save_model(run, STAGE, config.steps, learner)
-        info["steps"] = config.steps
+                step = await _train(run, config, learner, source, selector, policy, step, counts)
+        save_model(run, STAGE, step, learner)
+        info["steps"] = step
         info["version"] = learner.version
 
 
@@ -76,12 +74,15 @@ async def _train(
     learner: Learner,
     source: GroupSource,
     selector: Selector,
-    engine: TransformersEngine,
     policy: ModelPolicy,
     done: int,
     counts: Mapping[str, int],
-) -> None:
-    """From step ``done + 1`` to the last; ``counts`` is what the scheduler had counted before."""
+) -> int:
+    """From step ``done + 1`` to the last; ``counts`` is what the scheduler had counted before.
+
+    Returns:
+        The last step, an earlier one than planned where whoever watches wanted that.
+    """
     refills = config.flat_groups == "refill"
     async with Scheduler(
         arenas=run.arenas(policy.renderer),
@@ -108,25 +109,26 @@ async def _train(
             selection = selector.select(groups)
             record = _record(step, groups, selection, scheduler)
             run.directory.append_step(record)
-            metrics = await asyncio.to_thread(
+            learned = await asyncio.to_thread(
                 _learn, learner, selection.groups, config, run.recipe.seed, step
             )
-            learned = time.monotonic()
-            await engine.load_weights(learner.publish(), learner.version)
+            updated = time.monotonic()
+            await policy.engine.load_weights(learner.publish(), learner.version)
             scheduler.advance(learner.version)
             published = time.monotonic()
-            metrics |= {
-                **group_metrics(groups, version=version, learned=selection.groups),
-                **selection.metrics,
-                **record.info["metrics"],
+            metrics = {
+                **_step_metrics(learned, groups, selection, record, version=version, learner=learner),
                 "rollout_seconds": played - began,
-                "learn_seconds": learned - played,
-                "publish_seconds": published - learned,
-                "version": float(learner.version),
+                "learn_seconds": updated - played,
+                "publish_seconds": published - updated,
             }
             _warn(step, metrics, config)
             _tell(run, step, metrics)
-            await _keep(run, config, learner, step)
+            wish = await _watched(run, step, groups, metrics, learner, policy)
+            await _keep(run, config, learner, step, now=wish.save)
+            if wish.stop:
+                return step
+    return config.steps
 
 
 def _learn(
@@ -187,6 +189,25 @@ def _with_old_logprobs(learner: Learner, updates: Sequence[Update]) -> list[Upda
     ]
 
 
+def _step_metrics(
+    learned: Mapping[str, float],
+    groups: Sequence[TrajectoryGroup],
+    selection: Selection,
+    record: StepRecord,
+    *,
+    version: int,
+    learner: Learner,
+) -> dict[str, float]:
+    """All that is told of a step but how long it took; ``version`` was current before its updates."""
+    return {
+        **learned,
+        **group_metrics(groups, version=version, learned=selection.groups),
+        **selection.metrics,
+        **record.info.get("metrics", {}),
+        "version": float(learner.version),
+    }
+
+
 def _over_updates(found: Sequence[dict[str, float]]) -> dict[str, float]:
     """A step's metrics from those of its updates: counts add up, maxima stay maxima, the rest is averaged.
 
@@ -233,26 +254,36 @@ async def _redo(
         step, version = record.step, learner.version
         groups = source.recorded(record.trajectory_ids)
         selection = selector.select(groups)
-        metrics = await asyncio.to_thread(_learn, learner, selection.groups, config, run.recipe.seed, step)
+        learned = await asyncio.to_thread(_learn, learner, selection.groups, config, run.recipe.seed, step)
         learner.publish()
         if step in told:
             run.emit(Progress(stage=STAGE, done=step, metrics={}))
         else:  # The run was killed between the record of the step and its metrics.
-            metrics |= {
-                **group_metrics(groups, version=version, learned=selection.groups),
-                **selection.metrics,
-                **record.info.get("metrics", {}),
-                "version": float(learner.version),
-            }
+            metrics = _step_metrics(learned, groups, selection, record, version=version, learner=learner)
             _warn(step, metrics, config)
             _tell(run, step, metrics)
         await _keep(run, config, learner, step)
     return step, counts
 
 
-async def _keep(run: Run, config: RlConfig, learner: Learner, step: int) -> None:
-    """Write a checkpoint where one is due."""
-    if step % config.checkpoint_every == 0 and step < config.steps:
+async def _watched(
+    run: Run,
+    step: int,
+    groups: Sequence[TrajectoryGroup],
+    metrics: Mapping[str, float],
+    learner: Learner,
+    policy: ModelPolicy,
+) -> Wish:
+    """Show a step to whoever watches the run."""
+    if run.given.watcher is None:
+        return Wish()
+    end = StepEnd(step=step, groups=groups, metrics=metrics, learner=learner, policy=policy)
+    return await run.given.watcher.step_ended(end)
+
+
+async def _keep(run: Run, config: RlConfig, learner: Learner, step: int, *, now: bool = False) -> None:
+    """Write a checkpoint where one is due, or wanted now."""
+    if now or (step % config.checkpoint_every == 0 and step < config.steps):
         await asyncio.to_thread(save_state, run, STAGE, step, learner)
 
 

@@ -69,8 +69,16 @@ class Arena:
         )
 
     @classmethod
-    def of(cls, name: str, spec: EnvSpec, config: EnvConfig, *, renderer: str = "") -> Self:
-        """As a recipe configures it.
+    def of(
+        cls,
+        name: str,
+        spec: EnvSpec,
+        config: EnvConfig,
+        *,
+        functions: Sequence[RewardFunction] = (),
+        renderer: str = "",
+    ) -> Self:
+        """As a recipe configures it, with more reward functions beside those that it names.
 
         Raises:
             RecipeError: A reward function cannot be found or called.
@@ -79,7 +87,10 @@ class Arena:
             name,
             spec,
             limits=overlay_limits(spec.limits, config.limits),
-            functions=[RewardFunction.load(path, weight) for path, weight in config.rewards.items()],
+            functions=[
+                *(RewardFunction.load(path, weight) for path, weight in config.rewards.items()),
+                *functions,
+            ],
             reward_weight=config.reward_weight,
             renderer=renderer,
             max_excluded=config.max_excluded,

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from turnwise.chat.dialects.json_text import reason, skip_space, value_fault
-from turnwise.chat.dialects.tagged import CallFault, Made
+from turnwise.chat.dialects.tagged import CallFault, Made, found
 
 DEEPEST_VALUE = 8
 """Arguments open at once within a value: a policy that loops opens thousands."""
@@ -171,12 +171,6 @@ class ArgumentTags:
                 raise CallFault(f"expected {wanted}, found {found(text, position)}", position)
             position = skip_space(text, position + len(end))
         return entries, position
-
-
-def found(text: str, position: int) -> str:
-    """What stands at a place, for faults."""
-    position = skip_space(text, position)
-    return repr(text[position : position + 20]) if position < len(text) else "the end"
 
 
 def made_call(name: str, entries: Sequence[Entry], read: Callable[[Entry], Any], end: int) -> Made:

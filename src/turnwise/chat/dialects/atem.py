@@ -15,11 +15,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from turnwise.chat.dialects.argument_tags import found
 from turnwise.chat.dialects.frames import MESSAGE, START, Frame, boundary_of, split_frames
 from turnwise.chat.dialects.invoke import Invoke
 from turnwise.chat.dialects.json_text import skip_space
-from turnwise.chat.dialects.tagged import CallFault, Made, malformed, numbered
+from turnwise.chat.dialects.tagged import CallFault, Made, found, malformed, numbered
 from turnwise.types import Message, ToolCall, ToolSchema
 
 OPEN, CLOSE = "<atem:function_calls>", "</atem:function_calls>"

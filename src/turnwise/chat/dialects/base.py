@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Protocol
 
+from turnwise.chat.dialects.json_text import write_call
 from turnwise.chat.thinking import split_thinking
 from turnwise.types import Message, ToolCall, ToolSchema
 
@@ -48,4 +48,4 @@ class PlainDialect:
 
     def format(self, call: ToolCall) -> str:
         """Nothing better than the JSON of it."""
-        return json.dumps({"name": call.name, "arguments": dict(call.arguments)}, ensure_ascii=False)
+        return write_call(call)

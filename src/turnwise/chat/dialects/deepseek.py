@@ -28,21 +28,22 @@ call has made that call.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from turnwise.chat.dialects.argument_tags import ArgumentTags, Entry, found, made_call
+from turnwise.chat.dialects.argument_tags import ArgumentTags, Entry, made_call
 from turnwise.chat.dialects.arguments import known_arguments, parameters_of, write_argument
-from turnwise.chat.dialects.json_text import call_fault, read_value, skip_space
+from turnwise.chat.dialects.json_text import read_value, skip_space, write_arguments
 from turnwise.chat.dialects.tagged import (
     CallFault,
     Made,
     Tags,
+    found,
     malformed,
     read_json,
     read_tagged,
+    sound,
 )
 from turnwise.chat.thinking import split_thinking
 from turnwise.types import Message, ToolCall, ToolSchema
@@ -131,10 +132,7 @@ def _read_v31(text: str, start: int, _: Sequence[ToolSchema]) -> tuple[list[Made
 
 def _read_arguments(text: str, head: re.Match[str]) -> tuple[Made, int]:
     arguments, end = read_json(text, head.end())
-    error = call_fault({"name": head[1], "arguments": arguments})
-    if error is not None:
-        raise CallFault(error, end)
-    return (head[1], arguments), end
+    return sound(head[1], arguments, end), end
 
 
 def _read_dsml(text: str, start: int, tools: Sequence[ToolSchema]) -> tuple[list[Made], int]:
@@ -156,16 +154,12 @@ def _dsml_value(entry: Entry) -> Any:
     return value
 
 
-def _arguments(call: ToolCall) -> str:
-    return json.dumps(dict(call.arguments), ensure_ascii=False)
-
-
 def _write_v3(call: ToolCall) -> str:
-    return f"function{SEPARATOR}{call.name}\n```json\n{_arguments(call)}\n```"
+    return f"function{SEPARATOR}{call.name}\n```json\n{write_arguments(call)}\n```"
 
 
 def _write_v31(call: ToolCall) -> str:
-    return f"{call.name}{SEPARATOR}{_arguments(call)}"
+    return f"{call.name}{SEPARATOR}{write_arguments(call)}"
 
 
 def _write_dsml(call: ToolCall) -> str:

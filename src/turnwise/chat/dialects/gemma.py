@@ -20,9 +20,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from turnwise.chat.dialects.json_text import call_fault
 from turnwise.chat.dialects.literals import LiteralReader
-from turnwise.chat.dialects.tagged import CallFault, Made, Tags, read_json, read_tagged, split_between
+from turnwise.chat.dialects.tagged import CallFault, Made, Tags, read_json, read_tagged, sound, split_between
 from turnwise.chat.thinking import split_thinking
 from turnwise.types import Message, ToolCall, ToolSchema
 
@@ -78,10 +77,7 @@ class GemmaDialect:
             raise reader.fault("the tool's name")
         reader.need("{")
         arguments = reader.entries("}", reader.key, ":", 1)
-        error = call_fault({"name": name, "arguments": arguments})
-        if error is not None:
-            raise CallFault(error, reader.at)
-        return [(name, arguments)], reader.at
+        return [sound(name, arguments, reader.at)], reader.at
 
     def _write(self, value: Any) -> str:
         if isinstance(value, str):

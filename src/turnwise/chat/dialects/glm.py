@@ -20,9 +20,9 @@ import re
 from collections.abc import Sequence
 from functools import partial
 
-from turnwise.chat.dialects.argument_tags import ArgumentTags, found, made_call
+from turnwise.chat.dialects.argument_tags import ArgumentTags, made_call
 from turnwise.chat.dialects.arguments import known_arguments, parameters_of, read_argument, write_argument
-from turnwise.chat.dialects.tagged import CallFault, Made, Tags, read_tagged
+from turnwise.chat.dialects.tagged import CallFault, Made, Tags, found, read_tagged
 from turnwise.chat.thinking import split_thinking
 from turnwise.types import Message, ToolCall, ToolSchema
 

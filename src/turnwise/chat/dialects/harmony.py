@@ -10,14 +10,13 @@ described in OpenAI's cookbook, "OpenAI harmony response format".
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from turnwise.chat.dialects.frames import MESSAGE, START, Frame, boundary_of, split_frames
-from turnwise.chat.dialects.json_text import call_fault
-from turnwise.chat.dialects.tagged import CallFault, malformed, read_json
+from turnwise.chat.dialects.json_text import write_arguments
+from turnwise.chat.dialects.tagged import CallFault, malformed, numbered, read_json, sound
 from turnwise.types import Message, ToolCall, ToolSchema
 
 _BOUNDARY = boundary_of("<|end|>", "<|call|>", "<|return|>")
@@ -53,10 +52,8 @@ class HarmonyDialect:
 
     def format(self, call: ToolCall) -> str:
         """One call as a whole message, which may follow others."""
-        body = json.dumps(dict(call.arguments), ensure_ascii=False)
-        return (
-            f"{START}<|channel|>commentary to=functions.{call.name} <|constrain|>json{MESSAGE}{body}<|call|>"
-        )
+        to = f"{START}<|channel|>commentary to=functions.{call.name} <|constrain|>json"
+        return f"{to}{MESSAGE}{write_arguments(call)}<|call|>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,12 +102,9 @@ def _call(frame: Frame, header: _Header | None, index: int) -> ToolCall:
         arguments, end = read_json(frame.body, 0)
         if frame.body[end:].strip():
             raise CallFault("there is text after the arguments", end)
-        error = call_fault({"name": name, "arguments": arguments})
-        if error is not None:
-            raise CallFault(error, end)
+        return numbered([sound(name, arguments, end)], index)[0]
     except CallFault as fault:
         return malformed(frame.raw, str(fault), index, _NAME)
-    return ToolCall(name=name, arguments=arguments, id=f"call_{index}")
 
 
 def _recipient(frame: Frame, header: _Header | None) -> str:

@@ -12,18 +12,16 @@ tag: an argument that holds ``</tool_call>`` does not end its call.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 
-from turnwise.chat.dialects.json_text import call_fault
+from turnwise.chat.dialects.json_text import NAME, call_fault, write_call
 from turnwise.chat.dialects.tagged import CallFault, Made, Tags, read_json, read_tagged
 from turnwise.chat.thinking import split_thinking
 from turnwise.types import Message, ToolCall, ToolSchema
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 # The line break before a call belongs to the form, not to the content.
-_TAGS = Tags(opening=OPEN, closing=CLOSE, name=re.compile(r'"name"\s*:\s*"([^"\\]*)"'), gap="\n")
+_TAGS = Tags(opening=OPEN, closing=CLOSE, name=NAME, gap="\n")
 
 
 class HermesDialect:
@@ -40,8 +38,7 @@ class HermesDialect:
 
     def format(self, call: ToolCall) -> str:
         """The text of one call, as most templates of this dialect write it."""
-        body = {"name": call.name, "arguments": dict(call.arguments)}
-        return f"{OPEN}\n{json.dumps(body, ensure_ascii=False)}\n{CLOSE}"
+        return f"{OPEN}\n{write_call(call)}\n{CLOSE}"
 
 
 def _read(text: str, start: int) -> tuple[list[Made], int]:

@@ -10,8 +10,13 @@ import math
 import re
 from typing import Any, NoReturn
 
+from turnwise.types import ToolCall
+
 DEEPEST = 64
 """Levels of a call's JSON. A policy can write a thousand brackets, and who stores the call recurses."""
+
+NAME = re.compile(r'"name"\s*:\s*"([^"\\]*)"')
+"""Finds the name (its group) in the JSON of a call, well written or not."""
 
 _SPACE = re.compile(r"\s*")
 _ARGUMENTS = ("arguments", "parameters")
@@ -48,6 +53,16 @@ def skip_space(text: str, start: int) -> int:
     match = _SPACE.match(text, start)
     assert match is not None
     return match.end()
+
+
+def write_call(call: ToolCall, arguments: str = "arguments") -> str:
+    """The JSON object of a call, with its arguments under this key."""
+    return json.dumps({"name": call.name, arguments: dict(call.arguments)}, ensure_ascii=False)
+
+
+def write_arguments(call: ToolCall) -> str:
+    """The JSON object of a call's arguments."""
+    return json.dumps(dict(call.arguments), ensure_ascii=False)
 
 
 def call_fault(body: Any, key: str = "arguments", *, name: str = "name") -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from turnwise.chat.dialects.json_text import DEEPEST, read_value, skip_space
-from turnwise.chat.dialects.tagged import CallFault
+from turnwise.chat.dialects.tagged import CallFault, found
 
 _WORD = re.compile(r"[^\s,:=()\[\]{}'\"<>]+")
 _WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
@@ -76,18 +76,18 @@ class LiteralReader:
         Raises:
             CallFault: There are none, or a key comes twice.
         """
-        found: dict[str, Any] = {}
+        entries: dict[str, Any] = {}
 
         def read() -> None:
             start = self.at
             name = key()
-            if name in found:
+            if name in entries:
                 raise CallFault(f"{name!r} is given twice", start)
             self.need(sign)
-            found[name] = self.value(level + 1)
+            entries[name] = self.value(level + 1)
 
         self.each(closing, read)
-        return found
+        return entries
 
     def each(self, closing: str, read: Callable[[], None]) -> None:
         """Whatever ``read`` reads, between commas, up to ``closing``, which is passed."""
@@ -118,17 +118,16 @@ class LiteralReader:
     def match(self, pattern: re.Pattern[str]) -> str:
         """What of ``pattern`` stands next, white space apart; it is passed."""
         at = skip_space(self.text, self.at)
-        found = pattern.match(self.text, at)
-        if found is None:
+        matched = pattern.match(self.text, at)
+        if matched is None:
             return ""
-        self.at = found.end()
-        return found.group()
+        self.at = matched.end()
+        return matched.group()
 
     def fault(self, expected: str) -> CallFault:
         """That something else was expected here."""
         at = skip_space(self.text, self.at)
-        found = repr(self.text[at : at + 20]) if at < len(self.text) else "the end"
-        return CallFault(f"expected {expected}, found {found}", at)
+        return CallFault(f"expected {expected}, found {found(self.text, at)}", at)
 
     def _scalar(self) -> Any:
         start = self.at

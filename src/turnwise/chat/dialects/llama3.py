@@ -11,17 +11,15 @@ prose is prose, and prose after a call makes it a malformed one: what is to be r
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 
-from turnwise.chat.dialects.json_text import call_fault, read_value, skip_space
+from turnwise.chat.dialects.json_text import NAME, call_fault, read_value, skip_space, write_call
 from turnwise.chat.dialects.tagged import CallFault, Made, read_json, read_whole
 from turnwise.chat.thinking import split_thinking
 from turnwise.types import Message, ToolCall, ToolSchema
 
 PYTHON_TAG = "<|python_tag|>"
-_NAME = re.compile(r'"name"\s*:\s*"([^"\\]*)"')
 _BEGINS = re.compile(
     r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"(?P<name>[^"\\]*)(?P<named>"?)'
     r'(?P<called>\s*,\s*"parameters")?'
@@ -39,16 +37,16 @@ class Llama3Dialect:
         """A reply's message; see `Dialect.parse`."""
         reasoning, text = split_thinking(text, opened=thinking)
         if _is_call(text, {tool.name for tool in tools}):
-            return Message.assistant("", *read_whole(text, 0, _read, _NAME), reasoning=reasoning)
+            return Message.assistant("", *read_whole(text, 0, _read, NAME), reasoning=reasoning)
         content, tag, said = text.partition(PYTHON_TAG)
         if not tag:
             return Message.assistant(text, reasoning=reasoning)
-        calls = read_whole(tag + said, len(tag), _read, _NAME)
+        calls = read_whole(tag + said, len(tag), _read, NAME)
         return Message.assistant(content.rstrip("\n"), *calls, reasoning=reasoning)
 
     def format(self, call: ToolCall) -> str:
         """The text of one call."""
-        return json.dumps({"name": call.name, "parameters": dict(call.arguments)}, ensure_ascii=False)
+        return write_call(call, "parameters")
 
 
 def _is_call(text: str, known: set[str]) -> bool:

@@ -14,20 +14,20 @@ between ``[THINK]`` and ``[/THINK]``, early ones between the tags that others us
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 
-from turnwise.chat.dialects.argument_tags import found
-from turnwise.chat.dialects.json_text import call_fault, skip_space
+from turnwise.chat.dialects.json_text import NAME, skip_space, write_arguments, write_call
 from turnwise.chat.dialects.tagged import (
     CallFault,
     Made,
     Reading,
+    found,
     malformed,
     numbered,
     read_json,
     read_json_calls,
+    sound,
 )
 from turnwise.chat.thinking import split_thinking
 from turnwise.types import Message, ToolCall, ToolSchema
@@ -53,12 +53,12 @@ class MistralDialect:
         name: str,
         *,
         tags: frozenset[str],
-        named: str,
+        named: re.Pattern[str],
         read: Reading,
         write: Callable[[ToolCall], str],
     ) -> None:
         self.name, self.tags = name, tags
-        self._named, self._read, self._write = re.compile(named), read, write
+        self._named, self._read, self._write = named, read, write
 
     def parse(self, text: str, *, thinking: bool = False, tools: Sequence[ToolSchema] = ()) -> Message:
         """A reply's message. Text before the calls is the content; see `Dialect.parse`."""
@@ -99,27 +99,20 @@ def _read_named(text: str, start: int) -> tuple[list[Made], int]:
     if head is None:
         raise CallFault(f"expected NAME{ARGS} and an object, found {found(text, start)}", start)
     arguments, end = read_json(text, head.end())
-    error = call_fault({"name": head[1], "arguments": arguments})
-    if error is not None:
-        raise CallFault(error, end)
-    return [(head[1], arguments)], end
-
-
-def _arguments(call: ToolCall) -> str:
-    return json.dumps(dict(call.arguments), ensure_ascii=False)
+    return [sound(head[1], arguments, end)], end
 
 
 MISTRAL = MistralDialect(
     "mistral",
     tags=frozenset({CALLS}),
-    named=r'"name"\s*:\s*"([^"\\]*)"',
+    named=NAME,
     read=read_json_calls,
-    write=lambda call: f'[{{"name": {json.dumps(call.name)}, "arguments": {_arguments(call)}}}]',
+    write=lambda call: f"[{write_call(call)}]",
 )
 MISTRAL_ARGS = MistralDialect(
     "mistral_args",
     tags=frozenset({CALLS, CALL_ID, ARGS}),
-    named=r"\[TOOL_CALLS\]\s*([^\s\[\]{}\"]+)",
+    named=re.compile(r"\[TOOL_CALLS\]\s*([^\s\[\]{}\"]+)"),
     read=_read_named,
-    write=lambda call: f"{call.name}{ARGS}{_arguments(call)}",
+    write=lambda call: f"{call.name}{ARGS}{write_arguments(call)}",
 )

@@ -5,16 +5,15 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 
+from turnwise.chat.dialects.json_text import NAME, write_call
 from turnwise.chat.dialects.tagged import Tags, read_json_calls, read_tagged
 from turnwise.chat.thinking import split_thinking
 from turnwise.types import Message, ToolCall, ToolSchema
 
 OPEN, CLOSE = "<TOOLCALL>", "</TOOLCALL>"
-_TAGS = Tags(opening=OPEN, closing=CLOSE, name=re.compile(r'"name"\s*:\s*"([^"\\]*)"'), gap="\n\n")
+_TAGS = Tags(opening=OPEN, closing=CLOSE, name=NAME, gap="\n\n")
 
 
 class NemotronDialect:
@@ -31,5 +30,4 @@ class NemotronDialect:
 
     def format(self, call: ToolCall) -> str:
         """The text of one call."""
-        body = {"name": call.name, "arguments": dict(call.arguments)}
-        return f"{OPEN}{json.dumps([body], ensure_ascii=False)}{CLOSE}"
+        return f"{OPEN}[{write_call(call)}]{CLOSE}"

@@ -8,17 +8,16 @@ whole reply, which vLLM's ``phi4_mini_json`` reads too.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 
+from turnwise.chat.dialects.json_text import NAME, write_call
 from turnwise.chat.dialects.tagged import Tags, read_json_calls, read_tagged, read_whole
 from turnwise.chat.thinking import split_thinking
 from turnwise.types import Message, ToolCall, ToolSchema
 
 OPEN, CLOSE, BARE = "<|tool_call|>", "<|/tool_call|>", "functools"
-_NAME = re.compile(r'"name"\s*:\s*"([^"\\]*)"')
-_TAGS = Tags(opening=OPEN, closing=CLOSE, name=_NAME)
+_TAGS = Tags(opening=OPEN, closing=CLOSE, name=NAME)
 _BARE = re.compile(rf"\s*{BARE}(?=\s*\[)")
 
 
@@ -33,12 +32,11 @@ class PhiDialect:
         reasoning, text = split_thinking(text, opened=thinking)
         bare = _BARE.match(text)
         if bare is not None:
-            calls = read_whole(text, bare.end(), read_json_calls, _NAME)
+            calls = read_whole(text, bare.end(), read_json_calls, NAME)
             return Message.assistant("", *calls, reasoning=reasoning)
         content, calls = read_tagged(text, _TAGS, read_json_calls)
         return Message.assistant(content, *calls, reasoning=reasoning)
 
     def format(self, call: ToolCall) -> str:
         """The text of one call."""
-        body = {"name": call.name, "arguments": dict(call.arguments)}
-        return f"{OPEN}{json.dumps([body], ensure_ascii=False)}{CLOSE}"
+        return f"{OPEN}[{write_call(call)}]{CLOSE}"

@@ -12,9 +12,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from turnwise.chat.dialects.json_text import call_fault
 from turnwise.chat.dialects.literals import LiteralReader
-from turnwise.chat.dialects.tagged import CallFault, Made, Tags, read_tagged, read_whole
+from turnwise.chat.dialects.tagged import CallFault, Made, Tags, read_tagged, read_whole, sound
 from turnwise.chat.thinking import split_thinking
 from turnwise.types import Message, ToolCall, ToolSchema
 
@@ -88,10 +87,7 @@ class _PythonReader(LiteralReader):
             raise self.fault("name(key=value, …)")
         self.need("(")
         arguments = self.entries(")", self._parameter, "=", 1)
-        error = call_fault({"name": name, "arguments": arguments})
-        if error is not None:
-            raise CallFault(error, self.at)
-        return name, arguments
+        return sound(name, arguments, self.at)
 
     def string(self) -> str | None:
         quote = next((quote for quote in _STRINGS if self.take(quote)), None)

@@ -25,9 +25,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from turnwise.chat.dialects.argument_tags import ArgumentTags, Entry, found, made_call
+from turnwise.chat.dialects.argument_tags import ArgumentTags, Entry, made_call
 from turnwise.chat.dialects.arguments import known_arguments, parameters_of, read_argument, write_argument
-from turnwise.chat.dialects.tagged import CallFault, Made, Tags, malformed, read_tagged
+from turnwise.chat.dialects.tagged import CallFault, Made, Tags, found, malformed, read_tagged
 from turnwise.chat.thinking import split_thinking
 from turnwise.types import Message, ToolCall, ToolSchema
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from turnwise.chat.dialects.json_text import write_call
 from turnwise.errors import TemplateError, boundary
 from turnwise.types import Message, ToolCall, ToolSchema
 
@@ -39,7 +39,7 @@ class ResponseTemplateDialect:
 
     def format(self, call: ToolCall) -> str:
         """A response template reads only; the JSON stands for the call."""
-        return json.dumps({"name": call.name, "arguments": dict(call.arguments)}, ensure_ascii=False)
+        return write_call(call)
 
     def _call(self, row: Any, index: int, text: str) -> ToolCall:
         function = row.get("function", row) if isinstance(row, Mapping) else {}

@@ -149,6 +149,24 @@ def split_between(
     return thought.strip("\n") or None, rest.lstrip("\n")
 
 
+def found(text: str, position: int) -> str:
+    """What stands at a place, for faults."""
+    position = skip_space(text, position)
+    return repr(text[position : position + 20]) if position < len(text) else "the end"
+
+
+def sound(name: str, arguments: Any, end: int) -> Made:
+    """A call whose name and arguments were read.
+
+    Raises:
+        CallFault: They are none of a call, or cannot be stored.
+    """
+    error = call_fault({"name": name, "arguments": arguments})
+    if error is not None:
+        raise CallFault(error, end)
+    return name, arguments
+
+
 def read_json(text: str, start: int) -> tuple[Any, int]:
     """The JSON value that begins at ``start``, white space before it left out, and where it ends.
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from turnwise.config import OptimizerConfig, Recipe, SamplingConfig, Section
 from turnwise.recipe_rules_credit import credit_problems, idle_credit_keys
+from turnwise.recipe_rules_engine import engine_problems, idle_engine_keys
 from turnwise.recipe_rules_loss import idle_loss_keys, loss_problems
 from turnwise.recipe_rules_selection import idle_selection_keys, selection_problems
 
@@ -22,7 +23,7 @@ def problems(recipe: Recipe) -> list[str]:
         for key, reason in idle_keys(recipe).items()
         if _is_set(recipe, key)
     ]
-    for rule in (_stages, _model, _tasks, _environments, _collect, _sft, _rl, _evaluate, _engine):
+    for rule in (_stages, _model, _tasks, _environments, _collect, _sft, _rl, _evaluate, engine_problems):
         found += rule(recipe)
     return found
 
@@ -34,7 +35,7 @@ def made_stages(recipe: Recipe) -> list[str]:
 
 def idle_keys(recipe: Recipe) -> dict[str, str]:
     """The keys that do nothing in the chosen modes, each with the reason: ``with rl.loss=reinforce``."""
-    idle: dict[str, str] = {}
+    idle = idle_engine_keys(recipe)
     if recipe.model.scratch is not None:
         idle["model.revision"] = "with model.scratch"
         if recipe.model.chat_template is None:
@@ -200,26 +201,6 @@ def _evaluate(recipe: Recipe) -> Iterator[str]:
                     f"evaluate.stages: this run makes no '{stage}', only {', '.join(made)}; "
                     f"add a section '{stage}', or leave it out"
                 )
-
-
-def _engine(recipe: Recipe) -> Iterator[str]:
-    most = recipe.engine.max_context
-    if most is None:
-        return
-    for name, environment in recipe.environments.items():
-        asked = environment.limits.max_context
-        if asked is not None and asked > most:
-            yield (
-                f"environments.{name}.limits.max_context: {asked} is more than engine.max_context, {most}; "
-                "lower the one or raise the other"
-            )
-    collect = recipe.collect if recipe.collect and recipe.collect.policy == "engine" else None
-    for key, section in (("collect", collect), ("rl", recipe.rl), ("evaluate", recipe.evaluate)):
-        if section is not None and section.sampling.max_tokens >= most:
-            yield (
-                f"{key}.sampling.max_tokens: {section.sampling.max_tokens} leave no room for a prompt in "
-                f"engine.max_context, {most}; lower the one or raise the other"
-            )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from turnwise.config.credit import CreditConfig
+from turnwise.config.engine import EngineConfig
 from turnwise.config.loss import CorrectionKind, KlEstimator, LossName
 from turnwise.config.parts import BatchConfig, OptimizerConfig, SamplingConfig
 from turnwise.config.rl import RlConfig
@@ -124,21 +125,6 @@ class EnvConfig(Section):
     """Weight of the environment's own reward."""
     max_excluded: float = Field(0.5, ge=0, le=1)
     """Stop the run when a larger share of this environment's episodes fails."""
-
-
-class EngineConfig(Section):
-    """The embedded engine."""
-
-    kv_tokens: int | None = Field(None, ge=1)
-    """KV budget in tokens over all sessions; what does not fit queues. If not set, full contexts fit."""
-    max_sequences: int = Field(64, ge=1)
-    """Sequences that decode at once."""
-    max_context: int | None = Field(None, ge=2)
-    """Longest context in tokens; the model's own where it is not set (at most 4,096)."""
-    prefill_tokens: int = Field(2048, ge=1)
-    """Prompt tokens per step, so that a long prompt does not hold up everyone's next token."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    device: str | None = None
 
 
 class CollectConfig(Section):

@@ -177,16 +177,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         name="penalty_among_the_measured_rewards",
         why="rewards go down in the report because replies got longer",
         file="pipeline/rl.py",
-        old=(
-            "                **group_metrics(groups, version=version, "
-            "learned=selection.groups),\n                **selection.metrics,\n                "
-            '**record.info["metrics"],'
-        ),
-        new=(
-            "                **group_metrics(selection.groups, version=version, "
-            "learned=selection.groups),\n                **selection.metrics,\n                "
-            '**record.info["metrics"],'
-        ),
+        old="**group_metrics(groups, version=version, learned=selection.groups),",
+        new="**group_metrics(selection.groups, version=version, learned=selection.groups),",
         tests=("tests/pipeline/test_selection.py::test_what_is_told_of_rewards_is_without_penalties",),
     ),
     Mutation(
@@ -229,12 +221,12 @@ MUTATIONS: tuple[Mutation, ...] = (
         why="a kill between the two makes a step that no resumed run can redo",
         file="pipeline/rl.py",
         old=(
-            "            run.directory.append_step(record)\n            metrics = await "
+            "            run.directory.append_step(record)\n            learned = await "
             "asyncio.to_thread(\n                _learn, learner, selection.groups, config, "
             "run.recipe.seed, step\n            )\n"
         ),
         new=(
-            "            metrics = await asyncio.to_thread(\n                _learn, learner, "
+            "            learned = await asyncio.to_thread(\n                _learn, learner, "
             "selection.groups, config, run.recipe.seed, step\n            )\n            "
             "run.directory.append_step(record)\n"
         ),

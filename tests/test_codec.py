@@ -147,7 +147,7 @@ def test_types_come_back() -> None:
 def test_floats_keep_every_bit() -> None:
     original = trajectory(reward=0.1 + 0.2)
     assert decode(encode(original)).reward == 0.30000000000000004
-    rewarded = dataclasses.replace(original, rewards={"env": Reward(value=np.float32(0.1))})  # type: ignore[arg-type]
+    rewarded = dataclasses.replace(original, rewards={"env": Reward(value=np.float32(0.1))})
     assert decode(encode(rewarded)).reward == float(np.float32(0.1)) != 0.1
 
 

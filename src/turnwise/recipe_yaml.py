@@ -36,7 +36,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./:+-]*(?<!:)")
 class _Loader(yaml.SafeLoader):
     """Keys are text and stand once."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - as yaml declares it
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[str, int] = {}

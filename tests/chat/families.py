@@ -254,7 +254,7 @@ def _load(family: Family, *, thinking: str = "keep", fork: bool = False) -> Temp
         added=family.added, strips=family.strips, bos=family.bos, eos=family.eos,
     )  # fmt: skip
     kwargs = {**family.kwargs, **({"house_style": "plain"} if fork else {})}
-    return load_renderer(tokenizer, chat_template_kwargs=kwargs, thinking=thinking)  # type: ignore[arg-type]
+    return load_renderer(tokenizer, chat_template_kwargs=kwargs, thinking=thinking)
 
 
 def forked(text: str) -> str:

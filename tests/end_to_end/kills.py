@@ -136,7 +136,7 @@ class Strike:
         if self.trap is not None:
             self.trap.arm(root)
         effects = Effects(root, self)
-        context.Run.engine = scripted_engine  # type: ignore[assignment, method-assign]
+        context.Run.engine = scripted_engine
         for stage in (sft, rl):
             for name in ("save_state", "save_model"):
                 setattr(stage, name, telling(getattr(stage, name), root))
@@ -309,7 +309,7 @@ def _after_load(change: Callable[[Learner], None]) -> None:
         load(self, path)
         change(self)
 
-    Learner.load = loaded  # type: ignore[method-assign]
+    Learner.load = loaded
 
 
 def _weights() -> None:
@@ -323,13 +323,13 @@ def _weights() -> None:
         for name, value in self.model.trainable:
             value.data.copy_(before[name])
 
-    Learner.load = loaded  # type: ignore[method-assign]
+    Learner.load = loaded
 
 
 def _moments() -> None:
     from turnwise.learn.optim import Optimizer
 
-    Optimizer.load_state = lambda self, state: None  # type: ignore[method-assign]
+    Optimizer.load_state = lambda self, state: None
 
 
 def _dropout() -> None:
@@ -337,48 +337,46 @@ def _dropout() -> None:
 
     from turnwise.learn import learner
 
-    learner._seeded = lambda *_: nullcontext()  # type: ignore[assignment, misc]
+    learner._seeded = lambda *_: nullcontext()
 
 
 def _lessons() -> None:
     from turnwise.pipeline.sft import LessonOrder
 
     update = LessonOrder.update
-    LessonOrder.update = lambda self, number: update(self, number - 2)  # type: ignore[method-assign]
+    LessonOrder.update = lambda self, number: update(self, number - 2)
 
 
 def _tasks() -> None:
     from turnwise.pipeline.tasks import TaskStream
 
-    TaskStream.__getitem__ = lambda self, index: self.tasks[index]  # type: ignore[method-assign]
+    TaskStream.__getitem__ = lambda self, index: self.tasks[index]
 
 
 def _seeds() -> None:
     from turnwise.pipeline import rl
 
     sampling = rl.sampling_of
-    rl.sampling_of = lambda config, seed: sampling(config, seed=seed + 1)  # type: ignore[assignment]
+    rl.sampling_of = lambda config, seed: sampling(config, seed=seed + 1)
 
 
 def _groups() -> None:
     from turnwise.pipeline.source import GroupSource
 
-    GroupSource.spend = lambda self, *_: None  # type: ignore[method-assign]
+    GroupSource.spend = lambda self, *_: None
 
 
 def _minibatches() -> None:
     from turnwise.pipeline import rl
 
     updates_of = rl.updates_of
-    rl.updates_of = lambda groups, config, *, seed, step: updates_of(  # type: ignore[assignment]
-        groups, config, seed=seed, step=step - 2
-    )
+    rl.updates_of = lambda groups, config, *, seed, step: updates_of(groups, config, seed=seed, step=step - 2)
 
 
 def _counts() -> None:
     from turnwise.rollout.scheduler import Scheduler
 
-    Scheduler.metrics = property(lambda self: {})  # type: ignore[assignment, method-assign]
+    Scheduler.metrics = property(lambda self: {})
 
 
 def _told() -> None:
@@ -388,13 +386,13 @@ def _told() -> None:
         self._told = set()
         tell(self, *args)
 
-    RunDir.metrics = again  # type: ignore[method-assign]
+    RunDir.metrics = again
 
 
 def _report() -> None:
     from turnwise.view import report
 
-    report.write_report = lambda run: run.path  # type: ignore[assignment]
+    report.write_report = lambda run: run.path
 
 
 FAULTS: dict[str, Callable[[], None]] = {

@@ -151,7 +151,7 @@ class Trap:
                 go_off()
             write(path, data)
 
-        Journal.append = trapped_append  # type: ignore[method-assign]
+        Journal.append = trapped_append
         checkpoints._sync_tree, store.write_atomic = trapped_sync, trapped_write
 
 

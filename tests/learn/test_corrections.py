@@ -73,8 +73,8 @@ def test_value_and_gradient(kind: Any) -> None:
     wanted = (exact.weights_N * weights * terms).sum()
 
     out = make_loss(rl(correction={"kind": kind, "low": low, "high": max(high, 1.0)}))(ours)
-    out.loss.backward()  # type: ignore[no-untyped-call]
-    wanted.backward()  # type: ignore[no-untyped-call]
+    out.loss.backward()
+    wanted.backward()
     assert ours.logprobs_N.grad is not None and exact.logprobs_N.grad is not None
     torch.testing.assert_close(out.loss.double(), wanted, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(ours.logprobs_N.grad.double(), exact.logprobs_N.grad, atol=1e-5, rtol=1e-5)
@@ -269,7 +269,7 @@ def test_the_entropys_gradient_is_the_models_own(chunk: int) -> None:
         entropies = -(probabilities * probabilities.log()).sum(-1)
         before = torch.from_numpy(np.flatnonzero(row.loss_mask_T) - 1)
         total = total + entropies[before].sum() * float(row.weights_T.max())
-    (-total).backward()  # type: ignore[no-untyped-call]
+    (-total).backward()
     assert metrics["loss"] == pytest.approx(-float(total.detach()), rel=1e-5)
     theirs = dict(exact.named_parameters())
     for name, parameter in trained.model.trainable:

@@ -283,7 +283,7 @@ def test_a_broken_gradient_is_refused() -> None:
     trained = learner()
     trained.forward_backward(samples_of([9, 20]), CLIPPED)
     before = weights(trained)
-    trained.model.trainable[0][1].grad.view(-1)[0] = float("inf")  # type: ignore[union-attr]
+    trained.model.trainable[0][1].grad.view(-1)[0] = float("inf")
     with pytest.raises(NonFiniteError, match=r"trajectories t1, t0 is not finite"):
         trained.optim_step()
     assert trained.step == 0

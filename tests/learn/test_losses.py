@@ -170,8 +170,8 @@ def check(loss: Loss, exact: Callable[[LossInputs], Tensor], *, made: Callable[.
     ours, theirs = made(torch.float32), made(torch.float64)
     got = loss(ours).loss
     wanted = (theirs.weights_N * exact(theirs)).sum()
-    got.backward()  # type: ignore[no-untyped-call]
-    wanted.backward()  # type: ignore[no-untyped-call]
+    got.backward()
+    wanted.backward()
     torch.testing.assert_close(got.double(), wanted, atol=1e-5, rtol=1e-5)
     assert ours.logprobs_N.grad is not None and theirs.logprobs_N.grad is not None
     assert theirs.logprobs_N.grad.abs().max() > 1e-3
@@ -216,7 +216,7 @@ def test_on_policy_every_loss_has_the_plain_policy_gradient(name: str) -> None:
     """At ratios of 1 nothing is clipped, gated or weighed."""
     x = by_turn(inputs())
     x = replace(x, sampler_logprobs_N=x.logprobs_N.detach().clone())
-    make_loss(rl(loss=name))(x).loss.backward()  # type: ignore[no-untyped-call]
+    make_loss(rl(loss=name))(x).loss.backward()
     assert x.logprobs_N.grad is not None
     torch.testing.assert_close(x.logprobs_N.grad, -x.weights_N * x.advantages_N, atol=1e-7, rtol=1e-5)
 
@@ -232,7 +232,7 @@ def kl_gradients(estimate: Callable[[Tensor, Tensor], Tensor], *, on_policy: boo
 
     def gradient(value: Callable[[Tensor], Tensor]) -> Tensor:
         logits = start.clone().requires_grad_()
-        value(logits.log_softmax(-1)).backward()  # type: ignore[no-untyped-call]
+        value(logits.log_softmax(-1)).backward()
         assert logits.grad is not None
         return logits.grad
 
@@ -311,7 +311,7 @@ def test_a_hopeless_ratio_gives_no_nan(name: str) -> None:
         reference_logprobs_N=torch.tensor([-500.0, -1.0, 0.0, -2.0]),
     )
     for settings in ({}, {"dppo": {"divergence": "kl"}} if name == "dppo" else {"kl": 1.0}):
-        make_loss(rl(loss=name, **settings))(x).loss.backward()  # type: ignore[no-untyped-call]
+        make_loss(rl(loss=name, **settings))(x).loss.backward()
     assert x.logprobs_N.grad is not None and x.logprobs_N.grad.isfinite().all()
 
 

@@ -91,17 +91,17 @@ def test_packed_rows_score_as_each_sample_alone(name: str) -> None:
     torch.testing.assert_close(got[0].double(), wanted[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(got[1].double(), wanted[1], atol=1e-5, rtol=1e-5)
     # And the gradients, through recomputed chunks.
-    got[0].sum().backward()  # type: ignore[no-untyped-call]
+    got[0].sum().backward()
     ours = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    wanted[0].sum().backward()  # type: ignore[no-untyped-call]
+    wanted[0].sum().backward()
     for n, p in model.named_parameters():
         scale = max(1.0, float(p.grad.abs().max()))
         torch.testing.assert_close(ours[n] / scale, p.grad / scale, atol=1e-5, rtol=1e-4)
 
 
 def test_a_head_that_is_not_known_is_left_to_the_model(caplog: pytest.LogCaptureFixture) -> None:
-    class Doubling(transformers.Qwen3ForCausalLM):  # type: ignore[misc]
+    class Doubling(transformers.Qwen3ForCausalLM):
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             out = super().forward(*args, **kwargs)
             out.logits = out.logits * 2
@@ -137,7 +137,7 @@ def test_chunks_change_neither_values_nor_gradients(chunk: int) -> None:
         hidden = base.clone().requires_grad_()
         head.zero_grad()
         logprobs, entropies = token_logprobs(head, hidden, targets, None, chunk=chunk)
-        (logprobs * torch.arange(7)).sum().backward()  # type: ignore[no-untyped-call]
+        (logprobs * torch.arange(7)).sum().backward()
         assert hidden.grad is not None and head.weight.grad is not None
         return [logprobs.detach(), entropies, hidden.grad, head.weight.grad.clone()]
 
@@ -174,7 +174,7 @@ def test_bfloat16_computes_over_float32_masters() -> None:
     assert {p.dtype for p in policy.module.parameters()} == {torch.float32}
     gap = float((rough - exact).abs().max())
     assert 1e-6 < gap < 0.3
-    rough.sum().backward()  # type: ignore[no-untyped-call]
+    rough.sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in policy.module.parameters())
 
 
@@ -216,7 +216,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
         if on:
             policy.checkpoint_activations()
         policy.training_mode(True)
-        packed(policy, samples)[0].sum().backward()  # type: ignore[no-untyped-call]
+        packed(policy, samples)[0].sum().backward()
         assert policy.module.training is on
         grads.append([p.grad for _, p in policy.trainable])
     torch.testing.assert_close(grads[0], grads[1])

@@ -54,4 +54,4 @@ def test_weights_are_zero_off_the_mask_and_for_a_row_without_loss() -> None:
 @pytest.mark.parametrize(("mode", "max_tokens"), [("constant", None), ("token", 8)])
 def test_max_tokens_belongs_to_constant(mode: str, max_tokens: int | None) -> None:
     with pytest.raises(LearnError, match="max_tokens belongs to normalise=constant"):
-        weigh(SAMPLES, mode, max_tokens=max_tokens)  # type: ignore[arg-type]
+        weigh(SAMPLES, mode, max_tokens=max_tokens)

@@ -44,7 +44,7 @@ def test_greedy_play_counts_as_untempered() -> None:
 @pytest.mark.parametrize("cut", [{"top_k": 20}, {"top_p": 0.9}, {"min_p": 0.1}])
 def test_a_cut_distribution_is_refused(cut: dict[str, float]) -> None:
     with pytest.raises(LearnError, match="Set top_k to 0, top_p to 1 and min_p to 0"):
-        rl_samples(replace(sampled(), sampling=Sampling(**cut)), 1.0)  # type: ignore[arg-type]
+        rl_samples(replace(sampled(), sampling=Sampling(**cut)), 1.0)
 
 
 def test_demonstrations_are_refused_by_rl() -> None:

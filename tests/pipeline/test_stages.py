@@ -98,12 +98,12 @@ def test_an_update_that_is_refused_is_left_out_and_a_step_of_nothing_else_stops_
 ) -> None:
     optim_step, calls = Learner.optim_step, itertools.count()
 
-    def broken(at: Callable[[int], bool]) -> Callable[[Learner], dict[str, float]]:
-        def step(self: Learner) -> dict[str, float]:
+    def broken(at: Callable[[int], bool]) -> Callable[..., dict[str, float]]:
+        def step(self: Learner, *given: Any) -> dict[str, float]:
             if at(next(calls)):
                 self._forget()
                 raise NonFiniteError("a gradient is not finite")
-            return optim_step(self)
+            return optim_step(self, *given)
 
         return step
 

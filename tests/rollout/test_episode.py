@@ -355,7 +355,7 @@ def test_a_release_that_raises_loses_nothing(caplog):
 def test_a_defect_reaches_the_sink_and_goes_on_as_what_it_is():
     class Broken(ScriptedPolicy):
         async def act(self, context: Context) -> Reply:
-            return None  # type: ignore[return-value]
+            return None
 
     seen: list[Trajectory] = []
     with pytest.raises(AttributeError):

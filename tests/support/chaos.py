@@ -139,20 +139,20 @@ DYING: dict[str, Callable[[], Any]] = {
 BAD_STEPS: dict[str, Callable[[], Any]] = {
     "nan_reward": lambda: Step("x", reward=float("nan")),
     "inf_reward": lambda: Step("x", reward=float("inf"), terminated=True),
-    "text_reward": lambda: Step("x", reward="much"),  # type: ignore[arg-type]
+    "text_reward": lambda: Step("x", reward="much"),
     "ends_twice": lambda: Step("x", terminated=True, truncated=True),
     "bad_info": lambda: Step("x", info={"x": object()}),
     "nan_info": lambda: Step("x", info={"x": float("nan")}),
-    "odd_messages": lambda: Step([Message(role="banana", content="x")]),  # type: ignore[arg-type]
+    "odd_messages": lambda: Step([Message(role="banana", content="x")]),
 }
 BAD_STARTS: dict[str, Callable[[], Any]] = {
     "none": lambda: None,
     "number": lambda: 7,
     "empty": list,
     "mapping": lambda: {"role": "user", "content": "x"},
-    "banana": lambda: [Message(role="banana", content="x")],  # type: ignore[arg-type]
-    "odd_name": lambda: [Message(role="user", content="x", name=5)],  # type: ignore[arg-type]
-    "odd_call": lambda: [Message(role="user", content="x", tool_calls=("x",))],  # type: ignore[arg-type]
+    "banana": lambda: [Message(role="banana", content="x")],
+    "odd_name": lambda: [Message(role="user", content="x", name=5)],
+    "odd_call": lambda: [Message(role="user", content="x", tool_calls=("x",))],
     "assistant": lambda: [Message.assistant("I go first")],
 }
 BAD_REWARDS: dict[str, Callable[[], Any]] = {
@@ -454,15 +454,15 @@ class ChaosPool(SessionPool):
 
     async def acquire(self) -> Session:
         episode, task = playing()
-        plan = plan_of(episode, self.spec.env_class.form, task["calm"])  # type: ignore[attr-defined]
+        plan = plan_of(episode, self.spec.env_class.form, task["calm"])
         if plan.fault is not None and plan.fault.phase == "init":
-            return await replace(self.spec, args={"fault": plan.fault.kind}).open(self.limits)  # type: ignore[type-var]
+            return await replace(self.spec, args={"fault": plan.fault.kind}).open(self.limits)
         session = await super().acquire()
 
         async def reset(task: Any, seed: int) -> Any:
             return await type(session).reset(session, {**task, "episode": episode}, seed)
 
-        session.reset = reset  # type: ignore[method-assign]
+        session.reset = reset
         return session
 
 
@@ -470,7 +470,7 @@ def playing() -> tuple[str, Mapping[str, Any]]:
     """Id and task of the episode that this task plays, off its frame: `play_siblings` gives each its own."""
     task = asyncio.current_task()
     assert task is not None
-    episode = task.get_coro().cr_frame.f_locals["episode"]  # type: ignore[union-attr]
+    episode = task.get_coro().cr_frame.f_locals["episode"]
     return episode.id, episode.task
 
 

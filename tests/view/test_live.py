@@ -64,9 +64,9 @@ def show(
     )  # fmt: skip
     with Live(recipe, RunDir("runs/small"), console) as live:
         for event in events:
-            live(event)  # type: ignore[arg-type]
+            live(event)
         if summary is not None:
-            live.conclude(summary)  # type: ignore[arg-type]
+            live.conclude(summary)
     return out.getvalue()
 
 

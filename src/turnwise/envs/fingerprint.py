@@ -99,12 +99,8 @@ def _imports(file: Path, folder: Path) -> Iterator[tuple[str, Path | None]]:
     """What a module imports, anywhere in it: the package's name, and the file where that is in ``folder``."""
     try:
         tree = ast.parse(file.read_bytes())
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-    ):  # Changed since it was imported: its class is still in the hash.
-        return
+    except (OSError, SyntaxError, ValueError):
+        return  # Changed since it was imported: its class is still in the hash.
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:

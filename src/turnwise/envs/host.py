@@ -98,6 +98,11 @@ class HostedEnv:
         """Whether another episode can be played."""
         return self._env is not None and not self._hung and not self._closed
 
+    @property
+    def instance(self) -> Any:
+        """The environment, or what it speaks for where an adapter made it."""
+        return getattr(self._env, "inner", self._env)
+
     # -- the session protocol ------------------------------------------------------------------------
 
     async def reset(self, task: Task, seed: int) -> tuple[Message, ...]:

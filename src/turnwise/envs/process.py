@@ -135,6 +135,11 @@ class ProcessEnv:
         """Whether another episode can be played: what a policy left behind may end the child at any time."""
         return self._end is None and not self._closed and self._child.poll() is None
 
+    @property
+    def instance(self) -> Any:
+        """It lives in the child."""
+        return None
+
     async def reset(self, task: Task, seed: int) -> tuple[Message, ...]:
         """Start an episode."""
         return _messages.validate_python(await self._ask("reset", {"task": task, "seed": seed}))

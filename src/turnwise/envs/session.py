@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from turnwise.types import Message, Step, Task, ToolCall, ToolResult, ToolSchema
 
@@ -50,6 +50,11 @@ class Session(Protocol):
     @property
     def alive(self) -> bool:
         """Whether another episode can be played; one that nobody uses may have died meanwhile."""
+        ...
+
+    @property
+    def instance(self) -> Any:
+        """The author's own object, for reward functions to look at; None where it lives elsewhere."""
         ...
 
     async def reset(self, task: Task, seed: int) -> tuple[Message, ...]:

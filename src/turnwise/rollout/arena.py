@@ -57,6 +57,8 @@ class Arena:
         self.name, self.spec = name, spec
         self.limits = limits or spec.limits
         self.functions = tuple(functions)
+        self.holds = any(function.needs_environments for function in functions)
+        """Environments stay as their episodes left them until their group is scored."""
         self.reward_weight, self.max_excluded = reward_weight, max_excluded
         self.sessions = SessionPool(spec, self.limits)
         self._told = False

@@ -44,6 +44,7 @@ from turnwise.rollout.arena import Arena
 from turnwise.rollout.policies import TeacherPolicy
 from turnwise.rollout.policy import Context, Policy
 from turnwise.rollout.record import EpisodeOrder, OpenTurn, Record, failure_of
+from turnwise.rollout.sessions import HeldSessions
 from turnwise.types import FORFEIT, STEPS, Finish, Message, Reward, Sampling, Step, StopReason, Trajectory
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ async def play_episode(
     sampling: Sampling,
     sink: Sink,
     start: Start | None = None,
+    sessions: HeldSessions | None = None,
 ) -> Trajectory:
     """Play one episode to its end.
 
@@ -90,18 +92,26 @@ async def play_episode(
         sampling: How; each turn's seed is derived from this seed, the episode's, the sibling and the turn.
         sink: Called once with the trajectory, before this returns or is cancelled.
         start: Shared by siblings, to find out whether they start alike.
+        sessions: Takes the environment as it is at the end; it goes back to the arena's pool if None.
 
     Raises:
         CancelledError: After the sink took what had been played, with `StopReason.CANCELLED`.
     """
-    return await _Episode(order, arena, policy, sampling, start or Start()).play(sink)
+    return await _Episode(order, arena, policy, sampling, start or Start(), sessions).play(sink)
 
 
 class _Episode:
     def __init__(
-        self, order: EpisodeOrder, arena: Arena, policy: Policy, sampling: Sampling, start: Start
+        self,
+        order: EpisodeOrder,
+        arena: Arena,
+        policy: Policy,
+        sampling: Sampling,
+        start: Start,
+        sessions: HeldSessions | None,
     ) -> None:
         self.order, self.arena, self.policy, self.sampling, self.start = order, arena, policy, sampling, start
+        self.sessions = sessions
         self.limits = arena.limits
         self.record = Record(order, sampling, policy.name, arena.harness)
         self.session: Session | None = None
@@ -353,7 +363,10 @@ class _Episode:
             reason = self.record.stop_reason
             # A session may be reset again only after `reward`, which is not asked of a faulty episode.
             healthy = not self.broken and reason is not None and not reason.faulty
-            self.arena.sessions.release(self.session, healthy=healthy)
+            if self.sessions is None:
+                self.arena.sessions.release(self.session, healthy=healthy)
+            else:
+                self.sessions.keep(self.order.id, self.session, healthy=healthy)
         try:
             with boundary(PolicyError, f"policy {self.policy.name}: release of {self.order.id}"):
                 await self.policy.release(self.order.id)

@@ -16,7 +16,8 @@ from turnwise.rollout.arena import Arena
 from turnwise.rollout.episode import Sink, Start, play_episode
 from turnwise.rollout.policy import Policy
 from turnwise.rollout.record import EpisodeOrder
-from turnwise.rollout.scoring import score_siblings
+from turnwise.rollout.scoring import Live, score_siblings
+from turnwise.rollout.sessions import HeldSessions
 from turnwise.types import Sampling, StopReason, Task, Trajectory, TrajectoryGroup
 
 log = logging.getLogger(__name__)
@@ -120,24 +121,35 @@ async def play_siblings(
     start = Start(next((one.segments[0].prompt for one in finished if one.segments), None))
     held: list[Trajectory] = []
     deliver: Sink = held.append if arena.functions else sink
+    sessions = HeldSessions(arena.sessions) if arena.holds else None
 
     async def play(episode: EpisodeOrder) -> Trajectory:
         async with slots:
             return await play_episode(
-                episode, arena=arena, policy=policy, sampling=sampling, sink=deliver, start=start
+                episode,
+                arena=arena,
+                policy=policy,
+                sampling=sampling,
+                sink=deliver,
+                start=start,
+                sessions=sessions,
             )
 
     try:
         played = await _all([play(episode) for episode in episodes])
         if arena.functions:
             ours = {one.id for one in played}
-            scored = await score_siblings([*finished, *played], arena.functions, arena.spec.forfeit)
+            instances = sessions.instances if sessions is not None else {}
+            live = {id: Live(environment=one) for id, one in instances.items()}
+            scored = await score_siblings([*finished, *played], arena.functions, arena.spec.forfeit, live)
             played = held = [one for one in scored if one.id in ours]
     except BaseException:
         # Scores that were never given are no scores: what had ended by then counts as cancelled.
         held = [one if one.stop_reason.failed else _cancelled(one) for one in held]
         raise
     finally:
+        if sessions is not None:
+            sessions.release()
         if arena.functions:
             for one in held:
                 sink(one)

@@ -13,6 +13,9 @@ reply's doing: a sibling on which it raises, hangs or returns no finite number f
 its others, or replies would be learned that cannot be scored. A function that raises over a whole group is
 asked about each sibling alone, so that the others get theirs. It raises `EnvLostError` to say that the fault
 was not the policy's (a judge that does not answer): those siblings are left out of the baseline.
+
+A function that names ``environments`` is given the live instances that the siblings were played in, each as
+its episode left it. Siblings that an earlier run played have none left, and are not shown to it.
 """
 
 from __future__ import annotations
@@ -25,9 +28,9 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from turnwise.envs import contain
 from turnwise.envs.observe import finite
@@ -43,6 +46,33 @@ TRL_OWN = ("prompt", "completion", "completion_ids")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """What is at hand of an episode until it is scored, and no longer."""
+
+    environment: Any = None
+    """The author's instance that it was played in, as it was left; None where it lives elsewhere."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """More columns, over those that follow from the trajectory."""
+
+
+class Contract(Protocol):
+    """How functions that were written for another trainer are asked, and their answers read."""
+
+    environments: bool
+    """A function that takes any keyword is given ``environments`` too."""
+
+    def arguments(
+        self, siblings: Sequence[Trajectory], columns: Mapping[str, Sequence[Any]]
+    ) -> Mapping[str, Any]:
+        """All keyword arguments, from the siblings and their columns as `trl_columns` has them."""
+        ...
+
+    def scores(self, answer: Any) -> Any:
+        """What a function returned, as one that was written for Turnwise would."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RewardFunction:
     """A named, weighted function. Sync ones run on threads, several at once."""
 
@@ -51,11 +81,12 @@ class RewardFunction:
     weight: float = 1.0
     seconds: float = 60.0
     """Deadline of one call."""
+    contract: Contract | None = None
+    """Of the trainer that it was written for; None is Turnwise's own."""
 
     def __post_init__(self) -> None:
         parameters = inspect.signature(self.function).parameters
-        keywords = any(part.kind is part.VAR_KEYWORD for part in parameters.values())
-        if not ({"trajectory", "completions"} & set(parameters) or keywords):
+        if not ({"trajectory", "completions"} & set(parameters) or self._takes_any):
             raise RecipeError(
                 f"reward function {self.name}: takes {', '.join(parameters) or 'nothing'}; it must take "
                 "(trajectory), or by keyword (prompts, completions, completion_ids, **columns)"
@@ -89,27 +120,51 @@ class RewardFunction:
     @property
     def per_trajectory(self) -> bool:
         """Whether it takes one trajectory, and not TRL's columns of a group."""
-        return "trajectory" in inspect.signature(self.function).parameters
+        return self.contract is None and "trajectory" in inspect.signature(self.function).parameters
 
-    async def score(self, siblings: Sequence[Trajectory]) -> list[ScoreOrError]:
-        """A score, None, or what went wrong, for each sibling in order. Never raises."""
+    @property
+    def needs_environments(self) -> bool:
+        """Whether environments have to stay as they are until it was asked."""
+        by_contract = self.contract is not None and self.contract.environments and self._takes_any
+        return by_contract or "environments" in inspect.signature(self.function).parameters
+
+    async def score(
+        self, siblings: Sequence[Trajectory], live: Mapping[str, Live] | None = None
+    ) -> list[ScoreOrError]:
+        """A score, None, or what went wrong, for each sibling in order. Never raises.
+
+        Args:
+            siblings: Of one task.
+            live: What is at hand of those that were played just now, by their ids.
+        """
+        live = live or {}
+        if self.needs_environments and live and not all(one.id in live for one in siblings):
+            found = iter(await self.score([one for one in siblings if one.id in live], live))
+            return [next(found) if one.id in live else None for one in siblings]
         # The rows are the siblings' too, and stand on trajectories: a function may change its own alone.
         siblings = [replace(one, task=copy.deepcopy(dict(one.task))) for one in siblings]
         if self.per_trajectory:
             outcomes = await asyncio.gather(*(self._call({"trajectory": one}) for one in siblings))
             return [self._number(outcome) for outcome in outcomes]
-        scores = await self._together(siblings)
+        scores = await self._together(siblings, live)
         if isinstance(scores, list):
             return scores
         if isinstance(scores, EnvLostError) or len(siblings) == 1:
             return [scores] * len(siblings)
-        return await self._apart(siblings, scores)
+        return await self._apart(siblings, scores, live)
 
-    async def _together(self, siblings: Sequence[Trajectory]) -> list[ScoreOrError] | TurnwiseError:
+    async def _together(
+        self, siblings: Sequence[Trajectory], live: Mapping[str, Live]
+    ) -> list[ScoreOrError] | TurnwiseError:
         """Scores in order, or why there are none."""
-        scores = await self._call(self._accepted(trl_columns(siblings)))
+        columns: Mapping[str, Any] = trl_columns(siblings, live)
+        if self.contract is not None:
+            columns = self.contract.arguments(siblings, columns)
+        scores = await self._call(self._accepted(columns))
         if isinstance(scores, TurnwiseError):
             return scores
+        if self.contract is not None:
+            scores = self.contract.scores(scores)
         if not isinstance(scores, Sequence) and hasattr(scores, "tolist"):
             scores = scores.tolist()
         if not isinstance(scores, Sequence) or isinstance(scores, str) or len(scores) != len(siblings):
@@ -119,11 +174,13 @@ class RewardFunction:
             )
         return [self._number(score) for score in scores]
 
-    async def _apart(self, siblings: Sequence[Trajectory], problem: TurnwiseError) -> list[ScoreOrError]:
+    async def _apart(
+        self, siblings: Sequence[Trajectory], problem: TurnwiseError, live: Mapping[str, Live]
+    ) -> list[ScoreOrError]:
         """Find out whose replies broke the function, and score the others together."""
-        alone = await asyncio.gather(*(self._together([one]) for one in siblings))
+        alone = await asyncio.gather(*(self._together([one], live) for one in siblings))
         sound = [one for one, found in zip(siblings, alone, strict=True) if isinstance(found, list)]
-        together = await self._together(sound) if 0 < len(sound) < len(siblings) else problem
+        together = await self._together(sound, live) if 0 < len(sound) < len(siblings) else problem
         if not isinstance(together, list):
             # Each alone can be scored and all of them cannot: nobody's doing in particular.
             lost = EnvLostError(f"{together} (each sibling alone can be scored)")
@@ -160,15 +217,23 @@ class RewardFunction:
         except ScoringError as error:
             return error
 
-    def _accepted(self, columns: dict[str, Any]) -> dict[str, Any]:
-        parameters = inspect.signature(self.function).parameters
-        if any(part.kind is part.VAR_KEYWORD for part in parameters.values()):
+    def _accepted(self, columns: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._takes_any:
             return columns
+        parameters = inspect.signature(self.function).parameters
         return {name: value for name, value in columns.items() if name in parameters}
+
+    @property
+    def _takes_any(self) -> bool:
+        parameters = inspect.signature(self.function).parameters.values()
+        return any(part.kind is part.VAR_KEYWORD for part in parameters)
 
 
 async def score_siblings(
-    trajectories: Sequence[Trajectory], functions: Sequence[RewardFunction], forfeit: float = 0.0
+    trajectories: Sequence[Trajectory],
+    functions: Sequence[RewardFunction],
+    forfeit: float = 0.0,
+    live: Mapping[str, Live] | None = None,
 ) -> list[Trajectory]:
     """Add the functions' rewards to the siblings of one group; failed ones are left as they are.
 
@@ -176,11 +241,12 @@ async def score_siblings(
         trajectories: The siblings.
         functions: At least one, or nothing is done.
         forfeit: What an end is worth that cannot be scored, beside what can.
+        live: What is at hand of those that were played just now, by their ids.
     """
     played = [one for one in trajectories if not one.stop_reason.failed]
     if not played or not functions:
         return list(trajectories)
-    columns = await asyncio.gather(*(function.score(played) for function in functions))
+    columns = await asyncio.gather(*(function.score(played, live) for function in functions))
     least = [_least(function, scores) for function, scores in zip(functions, columns, strict=True)]
     scored = {
         trajectory.id: _with_scores(trajectory, functions, scores, least, forfeit)
@@ -189,12 +255,14 @@ async def score_siblings(
     return [scored.get(trajectory.id, trajectory) for trajectory in trajectories]
 
 
-def trl_columns(siblings: Sequence[Trajectory]) -> dict[str, list[Any]]:
+def trl_columns(
+    siblings: Sequence[Trajectory], live: Mapping[str, Live] | None = None
+) -> dict[str, list[Any]]:
     """Siblings of one task as the keyword arguments of a TRL reward function.
 
     ``prompts`` and ``completions`` are lists of message dicts: the messages before the first reply, and all
     that follow. ``completion_ids`` has every token after the prompt, tool results included; it is empty for
-    demonstrations.
+    demonstrations. ``environments`` are there where the siblings' instances are.
     """
     columns: dict[str, list[Any]] = {
         name: [one.task.get(name) for one in siblings] for name in siblings[0].task if name not in TRL_OWN
@@ -207,6 +275,11 @@ def trl_columns(siblings: Sequence[Trajectory]) -> dict[str, list[Any]]:
         for one in siblings
     ]
     columns["completion_ids"] = [_completion_ids(one) for one in siblings]
+    at_hand = [(live or {}).get(one.id, Live()) for one in siblings]
+    if any(one.environment is not None for one in at_hand):
+        columns["environments"] = [one.environment for one in at_hand]
+    for name in dict.fromkeys(name for one in at_hand for name in one.columns):
+        columns[name] = [one.columns.get(name) for one in at_hand]
     return columns
 
 

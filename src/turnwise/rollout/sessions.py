@@ -1,9 +1,13 @@
-"""`SessionPool`: live environments of one kind, used again from episode to episode."""
+"""`SessionPool`: live environments of one kind, used again from episode to episode.
+
+`HeldSessions` keeps some of them as their episodes left them, for reward functions that look at them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from turnwise.envs.session import EnvSpec, Limits, Session
@@ -71,3 +75,34 @@ class SessionPool:
             task.cancel()
         if slow:
             log.warning("%d environments of '%s' did not close in time", len(slow), self.spec.name)
+
+
+class HeldSessions:
+    """Environments of siblings that have ended, kept as they are until the siblings are scored.
+
+    What is held plays no other episode, so there are more live environments than episodes in flight: those of
+    the siblings that wait for their group's slowest.
+
+    Args:
+        pool: Where they go afterwards.
+    """
+
+    def __init__(self, pool: SessionPool) -> None:
+        self._pool = pool
+        self._held: dict[str, tuple[Session, bool]] = {}
+
+    def keep(self, episode: str, session: Session, *, healthy: bool) -> None:
+        """Take over a session from the episode that ends; ``healthy`` as for `SessionPool.release`."""
+        assert episode not in self._held, f"{episode} ends twice"
+        self._held[episode] = session, healthy
+
+    @property
+    def instances(self) -> dict[str, Any]:
+        """The authors' own objects by the episodes' ids; None where one lives in another process."""
+        return {episode: session.instance for episode, (session, _) in self._held.items()}
+
+    def release(self) -> None:
+        """Give all of them back."""
+        while self._held:
+            _, (session, healthy) = self._held.popitem()
+            self._pool.release(session, healthy=healthy)

@@ -34,14 +34,19 @@ TABLE: dict[str, set[str]] = {
     "codec": set(),
     "journal": set(),
     "checkpoints": {"journal"},
-    "store": {"config", "checkpoints", "codec", "journal"},
-    "envs": {"config"},
-    "chat": set(),
+    "images": {"journal"},
+    "store": {"config", "checkpoints", "codec", "images", "journal"},
+    "envs": {"config", "images"},
+    "chat": {"images"},
     "engines": {"chat"},
     "rollout": {"envs", "chat", "config", "engines.base"},
     "learn": {"chat", "config", "store", "checkpoints"},
     "view": {"store", "config", "recipe", "codec", "journal"},
     "pipeline": {"envs", "chat", "engines", "rollout", "learn", "view", "store", "config", "recipe", "codec"},
+    "compat": {
+        *("envs", "chat", "engines", "rollout", "learn", "view", "pipeline", "store", "config", "recipe"),
+        "recipe_rules",
+    },
     "cli": {"envs", "chat", "engines", "rollout", "learn", "view", "pipeline", "store", "config", "recipe"},
     "": {"envs"},
 }
@@ -57,8 +62,9 @@ HEAVY = {
     "huggingface_hub",
     "accelerate",
 }
-HEAVY_ROOMS = {"learn", "engines"}
-"""Where heavy libraries are at home. Elsewhere they are imported lazily, inside of functions, if at all."""
+HEAVY_ROOMS = {"learn", "engines", "compat"}
+"""Where heavy libraries are at home: TRL's arguments are a dataclass of transformers', its callbacks' events
+are its Trainer's. Elsewhere they are imported lazily, inside of functions, if at all."""
 LAZY_ROOMS = {"chat", "pipeline", "cli"}
 """May import heavy libraries inside of functions."""
 TORCHLESS = {"chat", "rollout", "envs", "view", "store", "config", "recipe", "codec", "journal"}

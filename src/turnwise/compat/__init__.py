@@ -1,0 +1,39 @@
+"""TRL's trainers and their arguments, as a thin facade over the pipeline.
+
+    from turnwise import GRPOConfig, GRPOTrainer
+
+Importing this package costs nothing: each name is looked up in its module when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+HOMES = {
+    "GRPOConfig": "turnwise.compat.arguments",
+    "GRPOTrainer": "turnwise.compat.grpo",
+    "RLOOConfig": "turnwise.compat.arguments",
+    "RLOOTrainer": "turnwise.compat.rloo",
+    "SFTConfig": "turnwise.compat.arguments",
+    "SFTTrainer": "turnwise.compat.sft",
+    "RichProgressCallback": "turnwise.compat.callbacks",
+}
+"""Public names and the modules that they are defined in."""
+
+__all__ = [
+    "GRPOConfig",
+    "GRPOTrainer",
+    "RLOOConfig",
+    "RLOOTrainer",
+    "RichProgressCallback",
+    "SFTConfig",
+    "SFTTrainer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name from its home."""
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(HOMES[name]), name)

@@ -407,7 +407,7 @@ def test_what_a_step_dropped_is_used_up(
     changes["rl.flat_groups"] = "drop"  # Siblings draw their pay from one seed: all are flat.
     learn = rl._learn
     with monkeypatch.context() as patch:
-        patch.setattr(rl, "_learn", lambda *of: learn(*of) if of[-1] < 2 else dying_of("a kill"))
+        patch.setattr(rl, "_learn", lambda *of: learn(*of) if of[4] < 2 else dying_of("a kill"))
         with pytest.raises(StoreError, match="a kill"):
             play(made(changes), path)
     assert [record.step for record in RunDir(path).steps("rl")] == [1, 2], "recorded before it is learned"
@@ -431,7 +431,7 @@ def test_a_group_that_was_given_up_is_counted_once(
     changes["environments.copy.max_excluded"] = 1.0
     learn = rl._learn
     with monkeypatch.context() as patch:
-        patch.setattr(rl, "_learn", lambda *of: learn(*of) if of[-1] < 5 else dying_of("a full disk"))
+        patch.setattr(rl, "_learn", lambda *of: learn(*of) if of[4] < 5 else dying_of("a full disk"))
         with pytest.raises(StoreError, match="a full disk"):
             play(made(changes), path)
     before = RunDir(path).read_metrics("rl")

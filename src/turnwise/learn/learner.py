@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,8 +127,11 @@ class Learner:
             **_merge(outputs),
         }
 
-    def optim_step(self) -> Metrics:
+    def optim_step(self, moving: AbstractContextManager[None] | None = None) -> Metrics:
         """One update from the gradients that have added up.
+
+        Args:
+            moving: Entered when the gradients are clipped, left when the weights have moved.
 
         Returns:
             ``grad_norm`` before clipping, ``lr`` and, for Muon, ``lr_muon``.
@@ -144,7 +147,8 @@ class Learner:
             ids = _ids(self._pending)
             self._forget()
             raise NonFiniteError(f"the gradient of trajectories {ids} is not finite; the update is refused")
-        rates = self._optimizer.step(self.step)
+        with moving or nullcontext():
+            rates = self._optimizer.step(self.step)
         self._forget()
         self.step += 1
         self._published = False

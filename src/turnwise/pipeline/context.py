@@ -112,8 +112,15 @@ class Run:
         Raises:
             TaskError: There are none in this split, or a row is no task.
         """
-        rows = self.rows(split).get(env, [])
-        return TaskStream(env, split, rows, seed=self.recipe.seed, salt=stage)
+        rows, order = self.rows(split).get(env, []), self.given.order
+        return TaskStream(
+            env,
+            split,
+            rows,
+            seed=self.recipe.seed,
+            salt=stage,
+            order=None if order is None or not rows else order(env, len(rows)),
+        )
 
     def rows(self, split: str) -> dict[str, list[Task]]:
         """The rows of a split by the environment that plays them; listed once.

@@ -7,9 +7,11 @@ The recipe still says how everything is done, and is what a resumed run is compa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from turnwise.envs.session import EnvSpec
 from turnwise.rollout.policies import ModelPolicy
@@ -18,6 +20,10 @@ from turnwise.types import Task, TrajectoryGroup
 
 if TYPE_CHECKING:
     from turnwise.learn.learner import Learner
+
+
+Order = Callable[[str, int], Callable[[int], int]]
+"""From an environment and how many rows it has: which row is the i-th that is played, i = 0, 1, 2, …"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +35,8 @@ class StepEnd:
     groups: Sequence[TrajectoryGroup]
     """All that the step used up."""
     metrics: Mapping[str, float]
-    learner: Learner
-    policy: ModelPolicy
-    """With the engine, which has the step's weights."""
+    redone: bool = False
+    """Made again from disk by a resumed run: nothing was played, and no engine is there yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,16 +45,50 @@ class Wish:
 
     save: bool = False
     """A checkpoint now, whether or not one is due."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """To stand in that checkpoint beside the model."""
     stop: bool = False
     """No further step; the stage ends with the model as it is."""
 
 
-class Watcher(Protocol):
-    """Looks on while a run learns."""
+class Watcher:
+    """Looks on while a run learns. Whoever wants to see something overrides that; by itself it wants nothing.
+
+        opened ─> [redone steps] ─> playing ─> step_began ─> (moving ─> updated)… ─> step_ended ─> saved ─> …
+
+    Steps that a resumed run makes again from disk are shown as they were, before ``playing``.
+    """
+
+    async def opened(self, learner: Learner, done: int) -> None:
+        """The learner is as the last checkpoint left it, after ``done`` steps."""
+
+    async def playing(self, policy: ModelPolicy) -> None:
+        """The engine has the present weights; from here on each step is played."""
+
+    async def step_began(self, step: int) -> None:
+        """A step, counted from 1, is about to be played."""
+
+    def moving(self) -> AbstractContextManager[None]:
+        """Entered when an update's gradients are there and clipped, left when the weights have moved.
+
+        On the learner's thread, as is `updated`.
+        """
+        return nullcontext()
+
+    def updated(self, metrics: Mapping[str, float]) -> bool:
+        """One update is made; with no metrics, it had nothing to learn from or was refused.
+
+        Returns:
+            Whether the step's other updates shall be made too.
+        """
+        return True
 
     async def step_ended(self, end: StepEnd) -> Wish:
-        """A step is done and on disk; steps that are redone from disk are not shown again."""
-        ...
+        """A step is done and on disk, and the engine has its weights."""
+        return Wish()
+
+    async def saved(self, step: int, path: Path) -> None:
+        """A checkpoint is complete."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,4 +105,10 @@ class Given:
     """Reward functions of an environment, beside those that the recipe names."""
     tasks: Mapping[str, Mapping[str, Sequence[Task]]] = field(default_factory=dict)
     """Rows of an environment by split, in place of its own and of data sets."""
-    watcher: Watcher | None = None
+    order: Order | None = None
+    """In place of a shuffle by the recipe's seed."""
+    watcher: Watcher = field(default_factory=Watcher)
+    kept_checkpoints: int | None = 1
+    """Learner states that are kept while a stage lasts, each three times its model; None keeps all."""
+    export: bool = True
+    """Whether the finished stage writes its model, adapters merged: who holds the live one may do without."""

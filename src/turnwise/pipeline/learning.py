@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from turnwise.config import BatchConfig, OptimizerConfig
 from turnwise.learn.learner import Learner
 from turnwise.learn.model import load_model
 from turnwise.pipeline.context import ModelSource, Run, final
-
-KEPT_CHECKPOINTS = 1
-"""Learner states that are kept while a stage lasts: a state is three times its model."""
 
 
 def open_learner(
@@ -58,15 +58,23 @@ def load_latest(run: Run, stage: str, learner: Learner) -> int:
     return latest.step
 
 
-def save_state(run: Run, stage: str, step: int, learner: Learner) -> None:
-    """Write a checkpoint to go on from, and drop those before it.
+def save_state(
+    run: Run, stage: str, step: int, learner: Learner, files: Mapping[str, bytes] | None = None
+) -> Path:
+    """Write a checkpoint to go on from, with more ``files`` in it, and drop those that are too many.
 
     Raises:
         StoreError: The disk is full; the checkpoint before is intact.
     """
     with run.directory.checkpoint(stage, step) as path:
         learner.save(path)
-    run.directory.prune(stage, KEPT_CHECKPOINTS)
+        for name, content in (files or {}).items():
+            (path / name).write_bytes(content)
+    if run.given.kept_checkpoints is not None:
+        run.directory.prune(stage, run.given.kept_checkpoints)
+    written = run.directory.latest(stage)
+    assert written is not None
+    return written.path
 
 
 def save_model(run: Run, stage: str, step: int, learner: Learner) -> None:
@@ -74,6 +82,8 @@ def save_model(run: Run, stage: str, step: int, learner: Learner) -> None:
 
     It takes the place of one that the stage made before, with fewer or more steps.
     """
+    if not run.given.export:
+        return
     with run.directory.checkpoint(final(stage), step) as path:
         learner.export(path)
     for other in run.directory.checkpoints(final(stage)):

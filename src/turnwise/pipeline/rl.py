@@ -22,7 +22,7 @@ from turnwise.errors import LearnError, NonFiniteError
 from turnwise.learn.learner import Learner
 from turnwise.learn.losses import make_loss
 from turnwise.pipeline.context import Run, sampling_of
-from turnwise.pipeline.given import StepEnd, Wish
+from turnwise.pipeline.given import StepEnd, Watcher, Wish
 from turnwise.pipeline.learning import load_latest, open_learner, save_model, save_state
 from turnwise.pipeline.selection import Selection, Selector
 from turnwise.pipeline.sink import EpisodeSink
@@ -56,12 +56,13 @@ async def rl(run: Run) -> None:
         arenas = run.arenas(run.renderer(model))
         harness = {name: arena.harness for name, arena in arenas.items()}
         source, selector = GroupSource(run, STAGE, config, harness), Selector(run.recipe)
-        step, counts = await _redo(run, config, learner, source, selector)
-        if step < config.steps:
+        step, counts, stopped = await _redo(run, config, learner, source, selector)
+        if step < config.steps and not stopped:
             async with run.engine(model) as engine:
                 if learner.version:
                     await engine.load_weights(learner.publish(), learner.version)
                 policy = ModelPolicy(engine, run.renderer(model))
+                await run.given.watcher.playing(policy)
                 step = await _train(run, config, learner, source, selector, policy, step, counts)
         save_model(run, STAGE, step, learner)
         info["steps"] = step
@@ -103,6 +104,7 @@ async def _train(
     ) as scheduler:
         for step in range(done + 1, config.steps + 1):
             began = time.monotonic()
+            await run.given.watcher.step_began(step)
             groups = await scheduler.next_step()
             played = time.monotonic()
             version = learner.version
@@ -110,7 +112,7 @@ async def _train(
             record = _record(step, groups, selection, scheduler)
             run.directory.append_step(record)
             learned = await asyncio.to_thread(
-                _learn, learner, selection.groups, config, run.recipe.seed, step
+                _learn, learner, selection.groups, config, run.recipe.seed, step, run.given.watcher
             )
             updated = time.monotonic()
             await policy.engine.load_weights(learner.publish(), learner.version)
@@ -124,21 +126,27 @@ async def _train(
             }
             _warn(step, metrics, config)
             _tell(run, step, metrics)
-            wish = await _watched(run, step, groups, metrics, learner, policy)
-            await _keep(run, config, learner, step, now=wish.save)
+            wish = await run.given.watcher.step_ended(StepEnd(step=step, groups=groups, metrics=metrics))
+            await _keep(run, config, learner, step, wish)
             if wish.stop:
                 return step
     return config.steps
 
 
 def _learn(
-    learner: Learner, groups: Sequence[TrajectoryGroup], config: RlConfig, seed: int, step: int
+    learner: Learner,
+    groups: Sequence[TrajectoryGroup],
+    config: RlConfig,
+    seed: int,
+    step: int,
+    watcher: Watcher | None = None,
 ) -> dict[str, float]:
-    """All updates of one step.
+    """All updates of one step, or as many as whoever watches wants.
 
     Raises:
         LearnError: Every one of them was refused.
     """
+    watcher = watcher or Watcher()
     loss = make_loss(config)
     updates = list(updates_of(groups, config, seed=seed, step=step))
     if config.correction.kind != "none" and len(updates) > 1:
@@ -147,18 +155,23 @@ def _learn(
     found: list[dict[str, float]] = []
     refused: list[NonFiniteError] = []
     for update in updates:
-        if not update.samples:
+        learned: dict[str, float] = {}
+        if update.samples:
+            samples = learner.with_reference(update.samples) if config.kl > 0 else update.samples
+            try:
+                learned = learner.forward_backward(samples, loss, entropy_gradient=config.entropy > 0)
+                learned |= learner.optim_step(watcher.moving())
+                found.append(learned)
+            except NonFiniteError as error:
+                # The weights are as they were. One bad batch is left out; a step of nothing else is no
+                # accident.
+                log.warning("step %d: %s", step, error)
+                refused.append(error)
+                learned = {}
+        if not learned:
             learner.skip_step()
-            continue
-        samples = learner.with_reference(update.samples) if config.kl > 0 else update.samples
-        try:
-            learned = learner.forward_backward(samples, loss, entropy_gradient=config.entropy > 0)
-            found.append(learned | learner.optim_step())
-        except NonFiniteError as error:
-            # The weights are as they were. One bad batch is left out; a step of nothing else is no accident.
-            log.warning("step %d: %s", step, error)
-            refused.append(error)
-            learner.skip_step()
+        if not watcher.updated(learned):
+            break
     if refused and not found:
         raise LearnError(
             f"every update of rl step {step} was refused, the last because {refused[-1]}. Lower "
@@ -236,14 +249,17 @@ def _credit_metrics(updates: Sequence[Update]) -> dict[str, float]:
 
 async def _redo(
     run: Run, config: RlConfig, learner: Learner, source: GroupSource, selector: Selector
-) -> tuple[int, Mapping[str, int]]:
+) -> tuple[int, Mapping[str, int], bool]:
     """Load the last checkpoint and make the updates that were recorded after it again, from disk.
 
     Returns:
-        The last step that is done, and what the scheduler had counted by then.
+        The last step that is done, what the scheduler had counted by then, and whether whoever watches
+        wants no further one.
     """
     counts: Mapping[str, int] = {}
+    watcher = run.given.watcher
     step = await asyncio.to_thread(load_latest, run, STAGE, learner)
+    await watcher.opened(learner, step)
     told = {line["step"] for line in run.directory.read_metrics(STAGE)}
     for record in run.directory.steps(STAGE):
         source.spend(record.trajectory_ids, record.info.get("given_up", ()))
@@ -252,39 +268,31 @@ async def _redo(
             continue
         assert record.step == step + 1, f"steps.jsonl goes from {step} to {record.step}"
         step, version = record.step, learner.version
+        await watcher.step_began(step)
         groups = source.recorded(record.trajectory_ids)
         selection = selector.select(groups)
-        learned = await asyncio.to_thread(_learn, learner, selection.groups, config, run.recipe.seed, step)
+        learned = await asyncio.to_thread(
+            _learn, learner, selection.groups, config, run.recipe.seed, step, watcher
+        )
         learner.publish()
+        metrics = _step_metrics(learned, groups, selection, record, version=version, learner=learner)
         if step in told:
             run.emit(Progress(stage=STAGE, done=step, metrics={}))
         else:  # The run was killed between the record of the step and its metrics.
-            metrics = _step_metrics(learned, groups, selection, record, version=version, learner=learner)
             _warn(step, metrics, config)
             _tell(run, step, metrics)
-        await _keep(run, config, learner, step)
-    return step, counts
+        wish = await watcher.step_ended(StepEnd(step=step, groups=groups, metrics=metrics, redone=True))
+        await _keep(run, config, learner, step, wish)
+        if wish.stop:
+            return step, counts, True
+    return step, counts, False
 
 
-async def _watched(
-    run: Run,
-    step: int,
-    groups: Sequence[TrajectoryGroup],
-    metrics: Mapping[str, float],
-    learner: Learner,
-    policy: ModelPolicy,
-) -> Wish:
-    """Show a step to whoever watches the run."""
-    if run.given.watcher is None:
-        return Wish()
-    end = StepEnd(step=step, groups=groups, metrics=metrics, learner=learner, policy=policy)
-    return await run.given.watcher.step_ended(end)
-
-
-async def _keep(run: Run, config: RlConfig, learner: Learner, step: int, *, now: bool = False) -> None:
+async def _keep(run: Run, config: RlConfig, learner: Learner, step: int, wish: Wish) -> None:
     """Write a checkpoint where one is due, or wanted now."""
-    if now or (step % config.checkpoint_every == 0 and step < config.steps):
-        await asyncio.to_thread(save_state, run, STAGE, step, learner)
+    if wish.save or (step % config.checkpoint_every == 0 and step < config.steps):
+        path = await asyncio.to_thread(save_state, run, STAGE, step, learner, wish.files)
+        await run.given.watcher.saved(step, path)
 
 
 def _warn(step: int, metrics: Mapping[str, float], config: RlConfig) -> None:

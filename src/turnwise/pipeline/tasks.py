@@ -7,7 +7,7 @@ environments list themselves.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -103,12 +103,22 @@ class TaskStream:
         tasks: Its rows of the split.
         seed: The recipe's.
         salt: Sets stages apart that read the same split.
+        order: The row at each index; a shuffle by the seed if None.
 
     Raises:
         TaskError: There are no tasks.
     """
 
-    def __init__(self, env: str, split: str, tasks: Sequence[Task], *, seed: int, salt: str = "") -> None:
+    def __init__(
+        self,
+        env: str,
+        split: str,
+        tasks: Sequence[Task],
+        *,
+        seed: int,
+        salt: str = "",
+        order: Callable[[int], int] | None = None,
+    ) -> None:
         if not tasks:
             raise TaskError(
                 f"environment {env} has no tasks in split '{split}'; its tasks() must yield a row, or the "
@@ -116,7 +126,7 @@ class TaskStream:
             )
         self.tasks = tasks
         self._entropy = [seed, *f"{env}/{split}/{salt}".encode()]
-        self._order = EndlessShuffle(len(tasks), self._entropy)
+        self._order = order or EndlessShuffle(len(tasks), self._entropy).__getitem__
 
     def __len__(self) -> int:
         """Distinct tasks."""
@@ -124,7 +134,7 @@ class TaskStream:
 
     def __getitem__(self, index: int) -> Task:
         """The task at ``index`` of the endless order."""
-        return self.tasks[self._order[index]]
+        return self.tasks[self._order(index)]
 
     def seed(self, index: int) -> int:
         """The seed of the episodes of the task at ``index``: siblings share it."""

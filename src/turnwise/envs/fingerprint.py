@@ -31,7 +31,7 @@ def fingerprint(env_class: type[Env], name: str, args: Mapping[str, Any]) -> str
         "args": args,
         "system": env_class.system,
         "tools": [tool.schema.as_function() for tool in env_class.toolset()],
-        "source": [_source(one) for one in classes],
+        "source": [_source(one) for one in (*classes, *_functions(env_class))],
         "helpers": _digests(modules),
         "versions": _versions(classes, modules),
     }
@@ -39,11 +39,16 @@ def fingerprint(env_class: type[Env], name: str, args: Mapping[str, Any]) -> str
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _source(klass: type) -> str:
+def _functions(env_class: type[Env]) -> list[Any]:
+    """Functions that an adapter's class offers as tools though they are no methods of any class."""
+    return [tool.bind(None) for tool in getattr(env_class, "given_tools", ())]
+
+
+def _source(definition: Any) -> str:
     try:
-        return inspect.getsource(klass)
+        return inspect.getsource(definition)
     except (OSError, TypeError):  # Made at a prompt or at run time: its name is all there is.
-        return klass.__qualname__
+        return str(definition.__qualname__)
 
 
 def _modules(classes: list[type]) -> dict[Path, set[Path]]:

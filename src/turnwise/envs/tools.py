@@ -87,6 +87,29 @@ def tools_of(cls: type[Env]) -> tuple[Tool, ...]:
     return tuple(tools.values())
 
 
+def function_tool(function: Callable[..., Any]) -> Tool:
+    """A function that belongs to no environment, as a tool; every episode calls the same one.
+
+    Raises:
+        EnvSpecError: It is no function, or cannot be described.
+    """
+    if not callable(function) or not hasattr(function, "__name__"):
+        raise EnvSpecError(
+            f"a tool is a function with type hints and a docstring; found {type(function).__name__}"
+        )
+    described = describe_function(function, method=False)
+
+    def bind(_: Any) -> Callable[..., Any]:
+        return function
+
+    return Tool(
+        schema=described.schema,
+        bind=bind,
+        builders=described.builders,
+        is_async=inspect.iscoroutinefunction(function),
+    )
+
+
 async def then(awaitable: Awaitable[Any], finish: Callable[[Any], Any]) -> Any:
     """``finish`` of what is awaited: lets an adapter's sync method stand before an async one."""
     return finish(await awaitable)

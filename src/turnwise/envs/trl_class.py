@@ -8,11 +8,15 @@
 The contract is that of ``trl.GRPOTrainer``, with what it leaves out: ``close`` is never a tool and is called,
 ``done`` ends the episode, and ``reset`` is given only the columns that it names. Reward functions that TRL
 classes rely on otherwise stand in the recipe under ``rewards``.
+
+`conversation` is what TRL plays where there is no environment: a row's prompt, and perhaps tools.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, get_args
@@ -26,8 +30,20 @@ from turnwise.types import Content, Message, Role, Step, Task, TextBlock, ToolCa
 NOT_TOOLS = ("reset", "get_reward", "close")
 
 
-def adapt(factory: Callable[..., Any]) -> type[Env]:
+CLOSE_SECONDS = 10.0
+"""How long the instance that is only looked at may take to close."""
+
+
+def adapt(
+    factory: Callable[..., Any], *, tools: Sequence[Tool] = (), named_reward: bool = False
+) -> type[Env]:
     """An `Env` class over a TRL-style class, or over a function that returns an instance of one.
+
+    Args:
+        factory: The class, or the function.
+        tools: Offered before the class's own.
+        named_reward: As ``GRPOTrainer`` does, take what ``get_reward`` returns under the class's name, and
+            leave an attribute ``reward`` to the reward functions.
 
     Raises:
         EnvSpecError: Its instances have no ``reset``, or a tool cannot be described.
@@ -38,14 +54,14 @@ def adapt(factory: Callable[..., Any]) -> type[Env]:
         with boundary(EnvSpecError, f"{getattr(factory, '__name__', 'factory')}() makes no environment"):
             probe = factory()
         inner = type(probe)
-        close = getattr(probe, "close", None)
-        if callable(close) and not inspect.iscoroutinefunction(close):
-            close()
+        _close(probe)
     if not callable(getattr(inner, "reset", None)):
         raise EnvSpecError(f"{inner.__name__} is no environment: it has no reset(**row)")
     namespace = {
         "inner_class": inner,
         "factory": staticmethod(factory),
+        "given_tools": tuple(tools),
+        "reward_name": inner.__name__ if named_reward else None,
         "system": None,
         "__signature__": inspect.signature(factory),
         "__module__": inner.__module__,
@@ -57,19 +73,60 @@ def adapt(factory: Callable[..., Any]) -> type[Env]:
     return type(inner.__name__, (TrlEnv,), namespace)
 
 
+def conversation(tools: Sequence[Tool] = ()) -> type[Env]:
+    """An `Env` class that shows a row's ``prompt`` and has these tools; a reply that calls none ends it.
+
+    Raises:
+        EnvSpecError: Two tools have the same name.
+    """
+    # Nothing of it blocks but a tool that is no coroutine function.
+    inline = all(tool.is_async for tool in tools)
+    return type("Conversation", (Conversation,), {"given_tools": tuple(tools), "inline": inline})
+
+
+def _distinct(tools: Sequence[Tool], owner: str) -> Sequence[Tool]:
+    names = [tool.schema.name for tool in tools]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise EnvSpecError(f"{owner} has two tools named {', '.join(twice)}: rename one")
+    return tools
+
+
+class Conversation(Env):
+    """A row's prompt; subclassed by `conversation`."""
+
+    given_tools: ClassVar[tuple[Tool, ...]] = ()
+    inner: ClassVar[None] = None
+    """There is no instance for reward functions to look at."""
+
+    @classmethod
+    def toolset(cls) -> Sequence[Tool]:
+        """The functions that were given."""
+        return _distinct(cls.given_tools, cls.__name__)
+
+    def reset(self, task: Task) -> Any:
+        """The row's prompt."""
+        if task.get("prompt") is None:
+            raise EnvError("the row has no 'prompt', and there is no environment whose reset returns one")
+        return _opening(task["prompt"], None)
+
+
 class TrlEnv(Env):
     """Speaks `Env` for an instance of ``inner_class``; subclassed by `adapt`."""
 
     inner_class: ClassVar[type] = object
     factory: ClassVar[Callable[..., Any]]
+    given_tools: ClassVar[tuple[Tool, ...]] = ()
+    reward_name: ClassVar[str | None] = None
+    """Of what ``get_reward`` returns; None names it ``reward``, as is the attribute then."""
 
     def __init__(self, **args: Any) -> None:
         self.inner: Any = type(self).factory(**args)
 
     @classmethod
     def toolset(cls) -> Sequence[Tool]:
-        """The public methods, in the order that TRL lists them."""
-        tools = []
+        """The tools that were given, and the public methods in the order that TRL lists them."""
+        tools = list(cls.given_tools)
         for name, function in inspect.getmembers(cls.inner_class, inspect.isfunction):
             if name.startswith("_") or name in NOT_TOOLS:
                 continue
@@ -83,7 +140,7 @@ class TrlEnv(Env):
                     is_async=inspect.iscoroutinefunction(function),
                 )
             )
-        return tools
+        return _distinct(tools, cls.__name__)
 
     def reset(self, task: Task) -> Any:
         """Reset with the columns that the class names; its observation joins the row's prompt."""
@@ -94,10 +151,12 @@ class TrlEnv(Env):
 
     def reward(self) -> Any:
         """``get_reward()``, or the attribute ``reward``; none where there is neither."""
+        named = partial(_named_reward, name=self.reward_name or "reward")
         if hasattr(self.inner, "get_reward"):
             value = self.inner.get_reward()
-            return then(value, _named_reward) if inspect.isawaitable(value) else _named_reward(value)
-        return _named_reward(self.inner.reward) if hasattr(self.inner, "reward") else {}
+            return then(value, named) if inspect.isawaitable(value) else named(value)
+        attribute = self.reward_name is None and hasattr(self.inner, "reward")
+        return named(self.inner.reward) if attribute else {}
 
     def close(self) -> Any:
         """Close the instance, where it can be closed."""
@@ -201,6 +260,26 @@ def _message(entry: Any) -> Message:
     )
 
 
-def _named_reward(value: Any) -> Any:
-    # Such an episode cannot be scored: as in TRL it is left out of the advantages, not paid 0.
-    return {"reward": None} if value is None else value
+def _named_reward(value: Any, name: str) -> Any:
+    if isinstance(value, Mapping):
+        return value
+    # None: such an episode cannot be scored; as in TRL it is left out of the advantages, not paid 0.
+    return {name: value}
+
+
+def _close(instance: Any) -> None:
+    """Close an instance that no episode was played in."""
+    close = getattr(instance, "close", None)
+    if not callable(close):
+        return
+    closing = close()
+    if not inspect.isawaitable(closing):
+        return
+
+    async def awaited() -> None:
+        await asyncio.wait_for(closing, CLOSE_SECONDS)
+
+    # On a thread of its own: this may be called where a loop runs, as in a notebook.
+    thread = threading.Thread(target=asyncio.run, args=(awaited(),), name="env-close", daemon=True)
+    thread.start()
+    thread.join(2 * CLOSE_SECONDS)

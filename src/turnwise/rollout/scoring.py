@@ -58,8 +58,10 @@ class Live:
 class Contract(Protocol):
     """How functions that were written for another trainer are asked, and their answers read."""
 
-    environments: bool
-    """A function that takes any keyword is given ``environments`` too."""
+    @property
+    def environments(self) -> bool:
+        """A function that takes any keyword is given ``environments`` too."""
+        ...
 
     def arguments(
         self, siblings: Sequence[Trajectory], columns: Mapping[str, Sequence[Any]]

@@ -1,0 +1,130 @@
+"""`environments`: what TRL takes as ``environment_factory`` and ``tools``, as environments of Turnwise.
+
+    environments(Counter)                           {"Counter": …}    one callable: every row is played in it
+    environments({"sql": Sql, "game": Game})        {"sql": …, …}     rows name theirs in a column
+    environments(tools=[search])                    {"tools": …}      functions, and no environment
+    environments()                                  {"prompts": …}    one reply to each prompt
+
+Tools that are given beside environments are offered in each, before its own. Instances are made once and
+reset for each episode, and, unlike in TRL, closed at the end; ``done = True`` ends an episode.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from turnwise.envs import trl_class
+from turnwise.envs.base import Env
+from turnwise.envs.session import EnvSpec
+from turnwise.envs.spec import ClassSpec, class_spec
+from turnwise.envs.tools import Tool, function_tool
+from turnwise.errors import EnvSpecError, RecipeError, TaskError
+from turnwise.types import Task
+
+PROMPTS = "prompts"
+TOOLS = "tools"
+PLACEHOLDER: Mapping[str, Any] = {"prompt": [{"role": "user", "content": ""}]}
+"""The row of a run without a data set, as TRL has it: ``reset`` returns the prompt."""
+
+
+def environments(
+    environment_factory: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None = None,
+    tools: Sequence[Callable[..., Any]] | None = None,
+    *,
+    rollout_func: Callable[..., Any] | None = None,
+) -> dict[str, EnvSpec]:
+    """The environments of a run by name.
+
+    Args:
+        environment_factory: A class or a callable that takes nothing and returns an instance with ``reset``;
+            or several by name.
+        tools: Sync or async functions with type hints and docstrings.
+        rollout_func: Plays in place of Turnwise, and may not stand beside the others.
+
+    Raises:
+        RecipeError: Arguments that exclude each other.
+        EnvSpecError: One is no environment, or a tool cannot be described, or two have the same name.
+    """
+    if rollout_func is not None and (environment_factory is not None or tools):
+        raise RecipeError(
+            "rollout_func plays the episodes itself: environment_factory and tools do nothing beside it; "
+            "call them from the function, or leave it out"
+        )
+    offered = tuple(function_tool(one) for one in tools or ())
+    if environment_factory is None:
+        name = TOOLS if offered else PROMPTS
+        return {name: class_spec(trl_class.conversation(offered), name=name)}
+    if not isinstance(environment_factory, Mapping):
+        spec = _spec(environment_factory, None, offered)
+        return {spec.name: spec}
+    if not environment_factory:
+        raise RecipeError("environment_factory is an empty mapping; name at least one environment")
+    return {name: _spec(factory, name, offered) for name, factory in environment_factory.items()}
+
+
+def rows_by_environment(
+    rows: Iterable[Task], known: Mapping[str, EnvSpec], *, routed: bool
+) -> dict[str, list[Task]]:
+    """A data set's rows by the environment that plays them.
+
+    Args:
+        rows: The data set's.
+        known: As `environments` made them.
+        routed: ``environment_factory`` is a mapping: each row names its environment in a column, which
+            ``reset`` does not see. Otherwise a column of this name is one like any other.
+
+    Raises:
+        TaskError: A row names none, or an unknown one.
+    """
+    if not routed:
+        [name] = known
+        return {name: [dict(row) for row in rows]}
+    out: dict[str, list[Task]] = {name: [] for name in known}
+    for number, row in enumerate(rows):
+        named = row.get("environment")
+        if named not in out:
+            raise TaskError(
+                f"row {number} has environment={named!r}; environment_factory has: {', '.join(out)}"
+            )
+        out[named].append({key: value for key, value in row.items() if key != "environment"})
+    return out
+
+
+def scored_by(known: Mapping[str, EnvSpec]) -> dict[str, str]:
+    """The environments that score themselves by ``get_reward``, with the names of these rewards."""
+    return {
+        name: spec.env_class.reward_name
+        for name, spec in known.items()
+        if isinstance(spec, ClassSpec)
+        and issubclass(spec.env_class, trl_class.TrlEnv)
+        and spec.env_class.reward_name is not None
+        and callable(getattr(spec.env_class.inner_class, "get_reward", None))
+    }
+
+
+def _spec(factory: Any, name: str | None, tools: tuple[Tool, ...]) -> ClassSpec:
+    if not callable(factory):
+        raise EnvSpecError(
+            f"environment_factory: expected a class or a callable; found {type(factory).__name__}, which "
+            "looks like an instance: pass what makes it"
+        )
+    if isinstance(factory, type) and issubclass(factory, Env):
+        if tools:
+            raise EnvSpecError(
+                f"{factory.__name__} is a turnwise.Env, which has its tools itself: leave out tools="
+            )
+        return class_spec(factory, name=name or factory.__name__)
+    needed = [
+        part.name
+        for part in inspect.signature(factory).parameters.values()
+        if part.default is part.empty and part.kind not in (part.VAR_POSITIONAL, part.VAR_KEYWORD)
+    ]
+    if needed:
+        raise EnvSpecError(
+            f"environment_factory: {getattr(factory, '__name__', 'the factory')} is called without arguments "
+            f"and needs {', '.join(needed)}; wrap it: lambda: {getattr(factory, '__name__', 'Env')}(…)"
+        )
+    adapted = trl_class.adapt(factory, tools=tools, named_reward=True)
+    return class_spec(adapted, name=name or adapted.__name__)

@@ -59,6 +59,30 @@ def test_a_reply_that_uses_up_the_episodes_budget_ends_it_all_the_same():
     assert done.stop_reason is StopReason.MAX_TOKENS and done.metrics["cut_replies"] == 1
 
 
+def test_a_budget_for_all_that_follows_the_prompt_counts_tool_results_too():
+    whole = play(model(LOOK, "3 coins"), arena(Answer))
+    prompt, asked = len(whole.turns[0].context_ids), len(whole.turns[0].ids)
+    after = len(whole.turns[1].context_ids) + len(whole.turns[1].ids)
+
+    # The tool's answer leaves no room: the episode was cut, although its last token ends a reply.
+    done = play(model(LOOK, "3"), arena(Answer, limits={"max_completion": asked + 1}))
+    assert done.stop_reason is StopReason.MAX_TOKENS and done.stop_reason.truncated
+    assert len(done.turns) == 1 and done.turns[0].finish is Finish.STOP
+    # One token is missing at the end, and none of an exact budget is.
+    done = play(model(LOOK, "3 coins"), arena(Answer, limits={"max_completion": asked + after - 1}))
+    assert done.stop_reason is StopReason.MAX_TOKENS
+    assert (
+        sum(map(len, (done.turns[0].ids, done.turns[1].context_ids, done.turns[1].ids))) == asked + after - 1
+    )
+    done = play(model(LOOK, "3 coins"), arena(Answer, limits={"max_completion": asked + after}))
+    assert done.stop_reason is StopReason.ANSWERED
+    # The first reply alone, and the lower of two limits.
+    done = play(model(LOOK), arena(Answer, limits={"max_completion": 4}))
+    assert done.stop_reason is StopReason.MAX_TOKENS and done.sampled_tokens == 4
+    limits = {"max_completion": 10_000, "max_context": prompt + asked + 1}
+    assert play(model(LOOK, "3"), arena(Answer, limits=limits)).stop_reason is StopReason.MAX_TOKENS
+
+
 def test_cut_replies_count_as_turns():
     done = play(
         model("on and on and on"), arena(limits={**CONTINUE, "max_turns": 3}), sampling=Sampling(max_tokens=2)

@@ -103,6 +103,8 @@ class LimitsConfig(Section):
     max_tool_calls: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1)
     max_context: int | None = Field(None, ge=2)
+    max_completion: int | None = Field(None, ge=1)
+    """Tokens after the prompt: replies and tool results together, where ``max_tokens`` counts replies."""
     seconds: float | None = Field(None, gt=0)
     call_seconds: float | None = Field(None, gt=0)
     max_observation: int | None = Field(None, ge=1)

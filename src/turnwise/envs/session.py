@@ -26,6 +26,8 @@ class Limits:
     """Sampled tokens over the whole episode."""
     max_context: int | None = None
     """Tokens of context and reply together; None is the engine's own limit."""
+    max_completion: int | None = None
+    """Tokens after the first context: all replies, and what was answered between them."""
     seconds: float | None = 600.0
     """The whole episode."""
     call_seconds: float = 60.0

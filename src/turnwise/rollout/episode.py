@@ -43,7 +43,7 @@ from turnwise.errors import (
 from turnwise.rollout.arena import Arena
 from turnwise.rollout.policies import TeacherPolicy
 from turnwise.rollout.policy import Context, Policy
-from turnwise.rollout.record import EpisodeOrder, OpenTurn, Record, failure_of
+from turnwise.rollout.record import EpisodeOrder, OpenTurn, Record, Start, failure_of
 from turnwise.rollout.sessions import HeldSessions
 from turnwise.types import FORFEIT, STEPS, Finish, Message, Reward, Sampling, Step, StopReason, Trajectory
 
@@ -58,19 +58,6 @@ TURNS_UNBROKEN = 8
 
 POLICY_CAUSED = ("tool", "step")
 """Calls into the environment that a policy can make hang."""
-
-
-class Start:
-    """Where the siblings of a group started: a difference is a fault of the environment, and counted."""
-
-    def __init__(self, messages: Sequence[Message] | None = None) -> None:
-        self.messages = None if messages is None else tuple(messages)
-
-    def differs(self, messages: Sequence[Message]) -> bool:
-        """Whether these are not the messages that came first."""
-        if self.messages is None:
-            self.messages = tuple(messages)
-        return self.messages != tuple(messages)
 
 
 async def play_episode(
@@ -206,6 +193,8 @@ class _Episode:
                 return StopReason.MAX_TOKENS
             if left < sampling.max_tokens:
                 sampling = replace(sampling, max_tokens=left)
+        if limits.max_completion is not None and not record.turns:
+            sampling = replace(sampling, max_tokens=min(sampling.max_tokens, limits.max_completion))
         state_key = await self._env("state_key", self.session.state_key())
         reply_started = time.perf_counter()
         self.phase = "reply"
@@ -250,9 +239,17 @@ class _Episode:
             sampling=replace(sampling, seed=seed),
             held_ids=record.held_ids,
             held_images=record.segments[-1].images,
-            max_context=self.limits.max_context,
+            max_context=self._max_context(),
             teacher=self._teach,
         )
+
+    def _max_context(self) -> int | None:
+        """What context and reply may reach: the limit for both, or the prompt and all that may follow it."""
+        most, completion = self.limits.max_context, self.limits.max_completion
+        if completion is None or not self.record.turns:
+            return most
+        whole = self.record.prompt_tokens + completion
+        return whole if most is None else min(most, whole)
 
     def _cut(self, ids: Sequence[int] | None) -> StopReason:
         """Which limit a reply ran into: the episode's budget, its own, or the context."""

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from turnwise.rollout.arena import Arena
-from turnwise.rollout.episode import Sink, Start, play_episode
+from turnwise.rollout.episode import Sink, play_episode
 from turnwise.rollout.policy import Policy
-from turnwise.rollout.record import EpisodeOrder
+from turnwise.rollout.record import EpisodeOrder, Start
 from turnwise.rollout.scoring import Live, score_siblings
 from turnwise.rollout.sessions import HeldSessions
 from turnwise.types import Sampling, StopReason, Task, Trajectory, TrajectoryGroup

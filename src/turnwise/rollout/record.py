@@ -40,6 +40,19 @@ class EpisodeOrder:
     """Sets the siblings' sampling apart."""
 
 
+class Start:
+    """Where the siblings of a group started: a difference is a fault of the environment, and counted."""
+
+    def __init__(self, messages: Sequence[Message] | None = None) -> None:
+        self.messages = None if messages is None else tuple(messages)
+
+    def differs(self, messages: Sequence[Message]) -> bool:
+        """Whether these are not the messages that came first."""
+        if self.messages is None:
+            self.messages = tuple(messages)
+        return self.messages != tuple(messages)
+
+
 @dataclass(slots=True, eq=False)
 class OpenTurn:
     """A turn whose answer is still coming in."""
@@ -108,6 +121,8 @@ class Record:
         self.held_ids: list[int] | None = None
         """Tokens of the last segment; None where its replies have none."""
         self.turns = 0
+        self.prompt_tokens = 0
+        """What the first reply was given."""
         self.tool_calls = 0
         self.sampled_tokens = 0
         self.counts: dict[str, float] = {
@@ -153,6 +168,8 @@ class Record:
             self.count("prefilled_tokens", len(self.held_ids) - reply.cached_tokens)
             self.held_ids += reply.ids
             self.sampled_tokens += len(reply.ids)
+            if not self.turns:
+                self.prompt_tokens = len(reply.context_ids or ())
         segment.images.extend(reply.images)
         turn = OpenTurn(reply, state_key, seconds)
         segment.turns.append(turn)

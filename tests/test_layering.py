@@ -45,7 +45,7 @@ TABLE: dict[str, set[str]] = {
     "pipeline": {"envs", "chat", "engines", "rollout", "learn", "view", "store", "config", "recipe", "codec"},
     "compat": {
         *("envs", "chat", "engines", "rollout", "learn", "view", "pipeline", "store", "config", "recipe"),
-        "recipe_rules",
+        *("recipe_rules", "checkpoints", "codec", "journal"),
     },
     "cli": {"envs", "chat", "engines", "rollout", "learn", "view", "pipeline", "store", "config", "recipe"},
     "": {"envs"},

@@ -19,8 +19,8 @@ import pytest
 from tests.support.trajectories import trajectory
 from turnwise.codec import encode
 from turnwise.errors import StoreError
-from turnwise.journal import Journal, write_atomic
-from turnwise.store import RunDir, StepRecord, read_trajectories, write_json
+from turnwise.journal import Journal, write_atomic, write_json
+from turnwise.store import RunDir, StepRecord, read_trajectories
 
 ROOT = Path(__file__).parents[1]
 

@@ -27,6 +27,10 @@ class TemplateError(TurnwiseError, ValueError):
     """A chat template that cannot do what the run asks of it."""
 
 
+class ImageError(TurnwiseError, ValueError):
+    """What should be an image is none, or none that the model's image processor takes."""
+
+
 class MissingExtraError(TurnwiseError, ImportError):
     """An optional dependency is not installed; the message names the extra."""
 

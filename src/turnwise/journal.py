@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import orjson
 
 from turnwise.errors import StoreError
 
@@ -145,3 +149,46 @@ def sync_file(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON in one step; what is not finite becomes null.
+
+    Raises:
+        StoreError: The disk is full, or the value is not JSON; the old file is intact.
+    """
+    try:
+        data = orjson.dumps(
+            value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE, default=plain_number
+        )
+    except TypeError as cause:
+        raise StoreError(f"{path}: {cause}") from cause
+    write_atomic(path, data)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What `write_json` wrote; None where there is no file.
+
+    Raises:
+        StoreError: It is not JSON.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        value: dict[str, Any] = orjson.loads(data)
+    except orjson.JSONDecodeError as cause:
+        raise StoreError(f"{path} is not JSON ({cause}): delete it and run the same command again") from cause
+    return value
+
+
+def plain_number(value: object) -> float | int | None:
+    """Numbers of other libraries (numpy's, a tensor of one element) by their value."""
+    item = getattr(value, "item", None)
+    if item is None:
+        raise TypeError(f"{type(value).__name__} is not JSON")
+    number = item()
+    if not isinstance(number, float | int):
+        raise TypeError(f"{type(value).__name__} is not a number")
+    return number if math.isfinite(number) else None

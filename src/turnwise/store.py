@@ -5,6 +5,7 @@
       trajectories/<stage>.jsonl  one finished episode a line, failed ones included; only ever grows
       steps.jsonl                 which trajectories each update used
       metrics.jsonl               one line a step
+      images/<sha256>.png         what trajectories name
       checkpoints/<stage>-<step>/ model directories; one that is there is complete
       done/<stage>.json           a stage that is finished, with what it wants to be remembered
       summary.json, report.html
@@ -20,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import math
 import os
 import re
 import time
@@ -34,7 +34,8 @@ import orjson
 from turnwise.checkpoints import Checkpoint, Checkpoints
 from turnwise.codec import SCHEMA, decode, decode_id, encode, parse
 from turnwise.errors import StoreError
-from turnwise.journal import Journal, sync_file, write_atomic
+from turnwise.images import STORE, ImageFolder, named_in
+from turnwise.journal import Journal, plain_number, read_json, sync_file, write_atomic, write_json
 from turnwise.types import Trajectory
 
 _STAGE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -67,9 +68,10 @@ class StepRecord:
 class RunDir:
     """One run on disk. Use it from one thread."""
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, checkpoints: Checkpoints | None = None) -> None:
         self.path = Path(path)
-        self._checkpoints = Checkpoints(self.path / "checkpoints")
+        self._checkpoints = checkpoints or Checkpoints(self.path / "checkpoints")
+        self._images = ImageFolder(self.path / "images")
         self._lock_fd: int | None = None
         self._journals: dict[str, Journal] = {}
         self._known_ids: dict[str, set[str]] = {}
@@ -125,6 +127,7 @@ class RunDir:
         for part in (*self.path.glob(".*.part"), *(self.path / "done").glob(".*.part")):
             part.unlink(missing_ok=True)
         self._checkpoints.sweep()
+        self._images.sweep()
 
     def _flush(self) -> None:
         """Wait until everything that was ever appended would survive a loss of power.
@@ -134,6 +137,7 @@ class RunDir:
         for path in (*self.path.glob("*.jsonl"), *(self.path / "trajectories").glob("*.jsonl")):
             try:
                 sync_file(path)
+                self._images.flush()
             except OSError as cause:
                 raise StoreError(f"cannot flush {path}: {cause.strerror}") from cause
 
@@ -160,7 +164,9 @@ class RunDir:
                 f"{self._trajectories(stage)} already holds trajectory {trajectory.id}: "
                 "every episode is stored once"
             )
-        self._writer(f"trajectories/{_checked(stage)}.jsonl").append(encode(trajectory))
+        line = encode(trajectory)
+        self._images.keep(named_in(trajectory))
+        self._writer(f"trajectories/{_checked(stage)}.jsonl").append(line)
         known.add(trajectory.id)
 
     def read(self, stage: str) -> Iterator[Trajectory]:
@@ -297,12 +303,12 @@ class RunDir:
 
     def done(self, stage: str) -> dict[str, Any] | None:
         """What `mark_done` recorded; None for a stage that is not finished."""
-        return _read_json(self.path / "done" / f"{_checked(stage)}.json")
+        return read_json(self.path / "done" / f"{_checked(stage)}.json")
 
     def finished(self) -> dict[str, dict[str, Any]]:
         """What `mark_done` recorded of every finished stage, in the order in which they finished."""
         markers = sorted((self.path / "done").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        return {path.stem: _read_json(path) or {} for path in markers}
+        return {path.stem: read_json(path) or {} for path in markers}
 
     def write_recipe(self, text: str) -> None:
         """Keep the resolved recipe."""
@@ -321,7 +327,7 @@ class RunDir:
 
     def sources(self) -> dict[str, Any] | None:
         """What `write_sources` kept; None before the first run."""
-        return _read_json(self.path / "sources.json")
+        return read_json(self.path / "sources.json")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``."""
@@ -329,7 +335,7 @@ class RunDir:
 
     def summary(self) -> dict[str, Any] | None:
         """What ``summary.json`` holds; None where there is none yet."""
-        return _read_json(self.path / "summary.json")
+        return read_json(self.path / "summary.json")
 
 
 def read_trajectories(path: Path) -> Iterator[Trajectory]:
@@ -338,51 +344,18 @@ def read_trajectories(path: Path) -> Iterator[Trajectory]:
     Raises:
         StoreError: A line is no trajectory, or of a newer schema; the message names the line.
     """
+    STORE.look_in(path.parent.parent / "images")
     for number, line in enumerate(Journal(path).lines(), 1):
         yield _at(path, number, decode, line)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write readable JSON in one step; what is not finite becomes null.
-
-    Raises:
-        StoreError: The disk is full, or the value is not JSON; the old file is intact.
-    """
-    try:
-        data = orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE, default=_number)
-    except TypeError as cause:
-        raise StoreError(f"{path}: {cause}") from cause
-    write_atomic(path, data)
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    try:
-        value: dict[str, Any] = orjson.loads(data)
-    except orjson.JSONDecodeError as cause:
-        raise StoreError(f"{path} is not JSON ({cause}): delete it and run the same command again") from cause
-    return value
-
-
 def _record(values: dict[str, Any]) -> bytes:
     try:
-        return orjson.dumps({"schema": SCHEMA, **values}, option=orjson.OPT_APPEND_NEWLINE, default=_number)
+        return orjson.dumps(
+            {"schema": SCHEMA, **values}, option=orjson.OPT_APPEND_NEWLINE, default=plain_number
+        )
     except TypeError as cause:
         raise StoreError(f"a record holds what is not JSON: {cause}") from cause
-
-
-def _number(value: object) -> float | int | None:
-    """Numbers of other libraries (numpy's, a tensor of one element) by their value."""
-    item = getattr(value, "item", None)
-    if item is None:
-        raise TypeError(f"{type(value).__name__} is not JSON")
-    number = item()
-    if not isinstance(number, float | int):
-        raise TypeError(f"{type(value).__name__} is not a number")
-    return number if math.isfinite(number) else None
 
 
 def _at(path: Path, number: int, read: Any, line: bytes) -> Any:

@@ -9,7 +9,8 @@ the dummy, from its end of turn on, is the bridge. For ChatML, Hermes tool resul
 Rendering Jinja for each turn would be slow, and most templates only put contents between constant text. So
 the constants of each sequence of roles are taken once, with contents that no template changes, and are used
 from then on if filling them in gives the template's own text for contents that templates like to change
-(padded, empty, JSON, tags, other names and ids, other tools). Where it does not, each bridge is rendered.
+(padded, empty, JSON, tags, other names and ids, other tools). Where it does not, each bridge is rendered, and
+so is each that shows images.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from turnwise.chat.template import PROBE, PROBE_TOOL, QUESTION, ChatTemplate, probe_call
+from turnwise.chat.vision import hashes_of
 from turnwise.errors import TemplateError
 from turnwise.types import Message, Role, ToolCall, ToolSchema
 
@@ -61,6 +63,8 @@ class Bridge:
         Raises:
             TemplateError: As for `ids`.
         """
+        if hashes_of(new_messages):
+            return self.rendered(new_messages, tools)
         roles = tuple(message.role for message in new_messages)
         if roles not in self._constants:
             self._constants[roles] = self._find_constants(roles)

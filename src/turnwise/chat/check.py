@@ -21,13 +21,14 @@ Tokens that were sampled are never taken out or changed, so three differences ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from turnwise.chat.template import PROBE_TOOL, common_length
 from turnwise.chat.thinking import without_thinking
 from turnwise.errors import TemplateError
-from turnwise.types import Message, ToolCall, ToolSchema
+from turnwise.images import put
+from turnwise.types import Message, Role, TextBlock, ToolCall, ToolSchema
 
 if TYPE_CHECKING:
     from turnwise.chat.renderer import TemplateRenderer
@@ -66,18 +67,23 @@ def kind_of(new_messages: Sequence[Message]) -> Kind:
     return "tool" if new_messages and all(one.role == "tool" for one in new_messages) else "user"
 
 
-def check_template(renderer: TemplateRenderer, tools: Sequence[ToolSchema] = ()) -> TemplateReport:
+def check_template(
+    renderer: TemplateRenderer, tools: Sequence[ToolSchema] = (), *, images: bool = False
+) -> TemplateReport:
     """Play the scripted conversation on a renderer's template.
 
     Args:
         renderer: Whose template to check.
         tools: What the conversation may call; without any it is a plain one.
+        images: Show images wherever the template takes them.
 
     Raises:
         TemplateError: There are tools and the template or the dialect cannot do with them, or it cannot
             render the script's first message.
     """
     script = _script(renderer, tools)
+    if images:
+        script = _illustrated(script, renderer.template.image_roles)
     position = next(index for index, message in enumerate(script) if message.role == "assistant")
     # What an episode would hold that is bridged throughout; and what the template itself wrote before each
     # reply, so that every step answers for its own difference alone.
@@ -203,6 +209,21 @@ def _script(renderer: TemplateRenderer, tools: Sequence[ToolSchema]) -> list[Mes
         say("Yes.\n\nI am.", thought="I am."), Message.user("Go on then."),
     ]  # fmt: skip
     return script
+
+
+def _illustrated(script: Sequence[Message], roles: frozenset[Role]) -> list[Message]:
+    """The script with images of several sizes before, behind and between its words."""
+    from PIL import Image
+
+    small, wide = (put(Image.new("RGB", size)) for size in ((64, 64), (160, 96)))
+    out = []
+    for index, message in enumerate(script):
+        if message.role in roles:
+            text = TextBlock(text=message.text)
+            shown = ((text, small), (wide, text), (small, text, wide, small))[index % 3]
+            message = replace(message, content=shown)
+        out.append(message)
+    return out
 
 
 def _call(tool: ToolSchema, index: int) -> ToolCall:

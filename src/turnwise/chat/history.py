@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from turnwise.chat.template import PROBE, PROBE_TOOL, QUESTION, SLOT, ChatTemplate, probe_call
-from turnwise.types import Message
+from turnwise.chat.vision import hashes_of
+from turnwise.types import Content, ImageBlock, Message, TextBlock
 
 
 class History:
@@ -56,8 +57,7 @@ class History:
         if made and self.no_text_beside_calls and message.text and message.reasoning:
             message = replace(message, content="", reasoning=f"{message.reasoning}\n\n{message.text}")
         if results and not made and self.bound_results:
-            told = Message.user("\n\n".join(result.text for result in results))
-            return [message, told]
+            return [message, Message.user(_joined(results))]
         if len(made) < 2 or not self.single_calls:
             return [message, *results]
         out: list[Message] = []
@@ -68,3 +68,15 @@ class History:
             out += left[:1]
             del left[:1]
         return out + left
+
+
+def _joined(results: Sequence[Message]) -> Content:
+    """The contents of several messages as that of one."""
+    if not hashes_of(results):
+        return "\n\n".join(result.text for result in results)
+    blocks: list[TextBlock | ImageBlock] = []
+    for result in results:
+        blocks += [TextBlock(text="\n\n")] if blocks else []
+        content = result.content
+        blocks += [TextBlock(text=content)] if isinstance(content, str) else content
+    return tuple(blocks)

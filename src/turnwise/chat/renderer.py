@@ -26,11 +26,12 @@ from typing import Any, Literal
 from turnwise.chat.bridge import Bridge
 from turnwise.chat.check import PROBE_TOOLS, TemplateReport, check_template, kind_of
 from turnwise.chat.dialects import DIALECTS, Dialect, PlainDialect, ResponseTemplateDialect, find_dialect
-from turnwise.chat.encoding import mend
 from turnwise.chat.history import History
-from turnwise.chat.reply import ReplyWriter
+from turnwise.chat.processing import Processing
+from turnwise.chat.reply import ReplyWriter, meaning, mended
 from turnwise.chat.template import PROBE, ChatTemplate, probe_call
 from turnwise.chat.thinking import CLOSE, OPEN, opens_thinking
+from turnwise.chat.vision import hashes_of
 from turnwise.errors import TemplateError, boundary
 from turnwise.types import Message, Rendered, ToolCall, ToolSchema
 
@@ -74,7 +75,8 @@ def load_renderer(
     """A renderer for a tokenizer, its template looked at and checked.
 
     Args:
-        tokenizer: A fast tokenizer of ``transformers``, or a Hub name or directory to load one from.
+        tokenizer: A fast tokenizer or a processor of ``transformers``, a `Processing`, or a Hub name or
+            directory to load one from.
         chat_template: Jinja text, or the path of a file with it, in place of the tokenizer's own.
         chat_template_kwargs: Handed to the template at every rendering.
         dialect: How tool calls are written; found from the template where it is None.
@@ -86,17 +88,14 @@ def load_renderer(
     Raises:
         TemplateError: There is no template, or it cannot render a user's message, or the dialect is unknown,
             or ``thinking="template"`` would do nothing.
+        ImageError: The processor's images are of a kind that is not known here.
     """
-    if isinstance(tokenizer, (str, Path)):
-        from transformers import AutoTokenizer
-
-        with boundary(TemplateError, f"the tokenizer of {tokenizer} cannot be loaded"):
-            tokenizer = AutoTokenizer.from_pretrained(str(tokenizer), revision=revision)
+    processing = Processing.of(tokenizer, revision)
     # A Jinja template without a brace is no template, and a path with one is no path that anyone has.
     if isinstance(chat_template, Path) or (chat_template is not None and "{" not in chat_template):
         with boundary(TemplateError, f"model.chat_template {chat_template} cannot be read"):
             chat_template = Path(chat_template).read_text(encoding="utf-8")
-    return TemplateRenderer(tokenizer, chat_template, dict(chat_template_kwargs or {}), dialect, thinking)
+    return TemplateRenderer(processing, chat_template, dict(chat_template_kwargs or {}), dialect, thinking)
 
 
 class TemplateRenderer:
@@ -104,14 +103,19 @@ class TemplateRenderer:
 
     def __init__(
         self,
-        tokenizer: Any,
+        processing: Processing,
         chat_template: str | None,
         kwargs: Mapping[str, Any],
         dialect: str | None,
         thinking: Thinking = "keep",
     ) -> None:
-        self.template = ChatTemplate(tokenizer, chat_template, kwargs)
-        self.tokenizer = tokenizer
+        self.processing, self.tokenizer, self.vision = processing, processing.tokenizer, processing.vision
+        self.template = ChatTemplate(
+            self.tokenizer,
+            chat_template or processing.chat_template,
+            kwargs,
+            None if self.vision is None else self.vision.token,
+        )
         self.thinking = thinking
         self._encode, self._decode = self.template.encoder.encode, self.template.encoder.decode
         self.stop_ids: tuple[int, ...] = self._stop_ids()
@@ -134,11 +138,19 @@ class TemplateRenderer:
                 [
                     self.template.encoder.fingerprint(), self.template.source,
                     json.dumps(dict(kwargs), sort_keys=True, default=str), self.dialect.name, thinking,
+                    *([] if self.vision is None else [self.vision.fingerprint()]),
                 ]
             ).encode()
         ).hexdigest()  # fmt: skip
         self.reports: dict[bool, TemplateReport] = self._check()
         """What the check found, without and with tools."""
+        self.image_reports: dict[bool, TemplateReport] = {}
+        """The same for conversations that show images, where any can be read."""
+        if self.template.image_roles:
+            self.image_reports = {
+                tools: check_template(self, PROBE_TOOLS if tools else (), images=True)
+                for tools in self.reports
+            }
 
     # -- the protocol ------------------------------------------------------------------------------
 
@@ -152,13 +164,16 @@ class TemplateRenderer:
         if tools and self.tools_problem is not None:
             raise TemplateError(f"{self.tools_problem}; {_TOOLS_HINT}")
         fitted = self._history.fitted(messages)
-        return Rendered(ids=self._encode(self.template.render(fitted, tools, generate=True)))
+        return self._rendered(self._encode(self.template.render(fitted, tools, generate=True)), messages)
 
     def bridge(
         self, context_ids: Sequence[int], new_messages: Sequence[Message], tools: Sequence[ToolSchema] = ()
     ) -> Rendered | None:
         """See `Renderer.bridge`."""
-        report = self.reports.get(bool(tools))
+        shown = self.vision is not None and (
+            hashes_of(new_messages) or self.vision.token_id in set(context_ids)
+        )
+        report = (self.image_reports if shown else self.reports).get(bool(tools))
         if report is None or kind_of(new_messages) in report.new_segments:
             return None
         if any(message.role == "system" for message in new_messages):
@@ -180,7 +195,14 @@ class TemplateRenderer:
         Raises:
             TemplateError: The template refuses the messages, or has no end of turn.
         """
-        return Rendered(ids=self._bridge.ids(context_ids, new_messages, tools))
+        return self._rendered(self._bridge.ids(context_ids, new_messages, tools), new_messages)
+
+    def _rendered(self, ids: list[int], messages: Sequence[Message]) -> Rendered:
+        """Ids with a placeholder an image as the model reads them, and the images."""
+        if self.vision is None:
+            return Rendered(ids=ids)
+        shown = hashes_of(messages)
+        return Rendered(ids=self.vision.expand(ids, shown), images=shown)
 
     def reply(
         self, message: Message, tools: Sequence[ToolSchema] = (), context_ids: Sequence[int] = ()
@@ -209,7 +231,7 @@ class TemplateRenderer:
         message = self.dialect.parse(text, thinking=self.opens_thinking(context_ids), tools=tools)
         if ended and message.reasoning and not message.tool_calls and not message.text.strip():
             message = self._with_calls_thought(message.reasoning, tools) or message
-        message = _mended(message)
+        message = mended(message)
         written = self._call_ids.findall(text) if self._call_ids is not None else ()
         if len(written) != len(message.tool_calls):
             return message
@@ -285,7 +307,7 @@ class TemplateRenderer:
         spelled = self._spelled_out(message) if any(call.error for call in message.tool_calls) else message
         ids = self._after_lead(write(spelled, tools, opened=self.opens_thinking(context_ids)))
         said = self.parse(ids, tools, context_ids)
-        if _meaning(said) != _meaning(message):
+        if meaning(said) != meaning(message):
             raise TemplateError(
                 f"this reply cannot be demonstrated: it would be read back differently. Given {message!r}; "
                 f"read back {said!r}; written {self.decode(ids)!r}"
@@ -367,24 +389,3 @@ class TemplateRenderer:
                 log.info("%s", report.note)
                 break
         return reports
-
-
-def _mended(message: Message) -> Message:
-    """A message whose spelled tokens are whole again."""
-    calls = [
-        ToolCall(
-            name=mend(call.name), arguments=mend(dict(call.arguments)), id=mend(call.id),
-            error=mend(call.error), raw=mend(call.raw),
-        )
-        for call in message.tool_calls
-    ]  # fmt: skip
-    return Message.assistant(mend(message.text), *calls, reasoning=mend(message.reasoning))
-
-
-def _meaning(message: Message) -> tuple[Any, ...]:
-    """A reply up to call ids and to white space around its parts, which templates trim."""
-    calls = [
-        call.raw.strip() if call.error else (call.name, json.dumps(dict(call.arguments), sort_keys=True))
-        for call in message.tool_calls
-    ]
-    return message.text.strip(), (message.reasoning or "").strip() or None, calls

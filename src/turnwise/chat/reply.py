@@ -11,9 +11,12 @@ asked for, the generation prompt is the truth:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+from turnwise.chat.encoding import mend
 from turnwise.chat.template import (
     PROBE,
     PROBE_TOOL,
@@ -26,7 +29,7 @@ from turnwise.chat.template import (
 )
 from turnwise.chat.thinking import CLOSE, OPEN
 from turnwise.errors import TemplateError
-from turnwise.types import Message, ToolSchema
+from turnwise.types import Message, ToolCall, ToolSchema
 
 
 class ReplyWriter:
@@ -193,3 +196,24 @@ def _head(asked: str, said: str) -> tuple[str, str]:
     """Where the text that asks for a reply and a past reply that is `PROBE` part: the rest of each."""
     shared = common_length(asked, said)
     return asked[shared:], said[shared:].partition(PROBE)[0]
+
+
+def mended(message: Message) -> Message:
+    """A message whose spelled tokens are whole again."""
+    calls = [
+        ToolCall(
+            name=mend(call.name), arguments=mend(dict(call.arguments)), id=mend(call.id),
+            error=mend(call.error), raw=mend(call.raw),
+        )
+        for call in message.tool_calls
+    ]  # fmt: skip
+    return Message.assistant(mend(message.text), *calls, reasoning=mend(message.reasoning))
+
+
+def meaning(message: Message) -> tuple[Any, ...]:
+    """A reply up to call ids and to white space around its parts, which templates trim."""
+    calls = [
+        call.raw.strip() if call.error else (call.name, json.dumps(dict(call.arguments), sort_keys=True))
+        for call in message.tool_calls
+    ]
+    return message.text.strip(), (message.reasoning or "").strip() or None, calls

@@ -17,8 +17,9 @@ from typing import Any
 from turnwise.chat.dialects.base import Dialect
 from turnwise.chat.encoding import Encoder
 from turnwise.chat.thinking import opens_thinking
+from turnwise.chat.vision import hashes_of
 from turnwise.errors import TemplateError, boundary
-from turnwise.types import ImageBlock, Message, ToolCall, ToolSchema
+from turnwise.types import ImageBlock, Message, Role, ToolCall, ToolSchema
 
 # Plain words that no template writes and no tokenizer holds as an added token. Templates that trim, quote or
 # escape what they are given leave them whole.
@@ -82,12 +83,15 @@ class ChatTemplate:
         tokenizer: Whose template machinery renders; a tokenizer of ``transformers``.
         source: The template's Jinja text; None takes the tokenizer's own.
         kwargs: Handed to every rendering (``enable_thinking``).
+        image_token: What it writes for an image; None where images cannot be read.
 
     Raises:
         TemplateError: There is no template, or it cannot render even one user message.
     """
 
-    def __init__(self, tokenizer: Any, source: str | None, kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self, tokenizer: Any, source: str | None, kwargs: Mapping[str, Any], image_token: str | None = None
+    ) -> None:
         own = tokenizer.chat_template
         if not (source or own):
             name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
@@ -99,6 +103,7 @@ class ChatTemplate:
         self._override = source
         self._tokenizer = tokenizer
         self._kwargs = dict(kwargs)
+        self._image_token = image_token
         self.encoder = Encoder(tokenizer, self.source)
         self.tags: frozenset[str] = frozenset()
         """Tokens of a tool call, which a malformed call keeps as tokens: set with the dialect."""
@@ -123,6 +128,8 @@ class ChatTemplate:
         """After a reply's text; None where the template writes no token there."""
         self.has_system = self._writes([Message.system(PROBE), *QUESTION])
         self._look_at_calls()
+        self.image_roles = self._find_image_roles()
+        """Whose messages may hold images."""
 
     def write_calls_with(self, dialect: Dialect) -> None:
         """Let a dialect write the calls of past replies, as text: the template leaves them out.
@@ -179,22 +186,40 @@ class ChatTemplate:
                 tokenize=False,
                 **self._kwargs,
             )
+        token, wanted = self._image_token, len(hashes_of(messages))
+        if token is not None and (found := text.count(token)) != wanted:
+            raise TemplateError(
+                f"the chat template wrote {found} placeholders {token} for the {wanted} images of this "
+                f"conversation ({roles}); set model.chat_template to one that writes each where it stands"
+            )
         return text
 
     def content(self, message: Message) -> str:
-        """The marked text of a message's content.
+        """The marked text of a message's content; images are left to `_blocks`."""
+        return self.encoder.mark(message.text)
+
+    def _blocks(self, message: Message) -> list[dict[str, Any]]:
+        """The content of a message with images.
 
         Raises:
-            TemplateError: The content holds an image.
+            TemplateError: Images cannot be read, or not from this role.
         """
-        if isinstance(message.content, str):
-            return self.encoder.mark(message.content)
-        if any(isinstance(block, ImageBlock) for block in message.content):
+        if self._image_token is None:
             raise TemplateError(
-                f"a {message.role} message holds an image, and this renderer writes text alone; "
-                "leave images out of the environment's observations"
+                f"a {message.role} message holds an image, and there is no image processor: load a "
+                "vision-language model with its processor, or leave images out of observations"
             )
-        return self.encoder.mark(message.text)
+        if message.role not in ("user", "tool"):
+            raise TemplateError(
+                f"a {message.role} message holds an image; users' messages and tool results may"
+            )
+        return [
+            {"type": "image"}
+            if isinstance(block, ImageBlock)
+            else {"type": "text", "text": self.encoder.mark(block.text)}
+            for block in message.content
+            if not isinstance(block, str)
+        ]
 
     def _row(self, message: Message) -> dict[str, Any]:
         """A message as this template takes it."""
@@ -215,6 +240,8 @@ class ChatTemplate:
             row["tool_calls"] = calls
             content = content or self.form.content
         row["content"] = [{"type": "text", "text": content or ""}] if self.form.blocks else content
+        if hashes_of([message]):
+            row["content"] = self._blocks(message)
         if message.tool_call_id is not None or (message.role == "tool" and self.form.nine):
             row["tool_call_id"] = self._call_id(message.tool_call_id or "")
         if message.name is not None:
@@ -316,6 +343,16 @@ class ChatTemplate:
         """The control tokens after the last ``mark`` in ``text``, in order."""
         start = text.rfind(mark)
         return [] if start < 0 else [found.group() for found in self.encoder.find_control(text, start)]
+
+    def _find_image_roles(self) -> frozenset[Role]:
+        if self._image_token is None:
+            return frozenset()
+        picture, call = (ImageBlock(sha256=PROBE),), probe_call("a")
+        tried: dict[Role, list[Message]] = {
+            "user": [Message.user(picture)],
+            "tool": [*QUESTION, Message.assistant("", call), Message.tool(picture, call=call)],
+        }
+        return frozenset(role for role, script in tried.items() if self.attempt(script, [PROBE_TOOL]))
 
     def _find_tools_problem(self) -> str | None:
         if PROBE_TOOL.name not in self.attempt(QUESTION, [PROBE_TOOL]):

@@ -214,7 +214,7 @@ def test_no_file(tmp_path: Path) -> None:
             ["tasks={trian: rows.jsonl}"],
             "tasks.trian: no stage plays this split; played are: test, train; did you mean 'train'?",
         ),
-        (["rl.minibatches=7"], "rl.minibatches: 7 need as many groups a step, and rl.groups has 6"),
+        (["rl.minibatches=7"], "rl.minibatches: 7 need as many groups a step, and rl.groups makes 6"),
         (
             ["rl.loss=dapo", "rl.clip_high=0.28", "rl.normalise=constant"],
             "rl.normalise: rl.loss=dapo is ppo normalised by token, found constant",
@@ -229,6 +229,21 @@ def test_no_file(tmp_path: Path) -> None:
         (["rl.sapo={tau_positive: 2.0}"], "rl.sapo.tau_positive: does nothing with rl.loss=ppo; remove it"),
         (["rl.loss=sapo", "rl.clip_high=0.3"], "rl.clip_high: does nothing with rl.loss=sapo"),
         (["rl.kl_estimator=k2"], "rl.kl_estimator: does nothing with rl.kl=0; remove it"),
+        (["rl.kl_in=reward"], "rl.kl_in: does nothing with rl.kl=0; remove it"),
+        (
+            ["rl.kl=0.1", "rl.kl_in=reward", "rl.kl_estimator=k2"],
+            "rl.kl_estimator: does nothing with rl.kl_in=reward, which sums the log-ratio itself; remove it",
+        ),
+        (["rl.loss=rloo"], "rl.normalise: rl.loss=rloo is a mean of sequences' sums, found token; set it to"),
+        (["rl.loss=cispo", "rl.ratio_cap=4.0"], "rl.ratio_cap: does nothing with rl.loss=cispo; remove it"),
+        (["rl.ratio_cap=1.1"], "rl.ratio_cap: must be above the clip, 1 + rl.clip_high = 1.2, found 1.1"),
+        (["rl.minibatch_of=episodes"], "rl.minibatch_of: does nothing with rl.minibatches=1; remove it"),
+        (["rl.normalise_over=step"], "rl.normalise_over: does nothing with rl.minibatches=1; remove it"),
+        (["rl.optimizer.floor=0.1"], "rl.optimizer.floor: does nothing with rl.optimizer.schedule=constant"),
+        (
+            ["rl.minibatches=49", "rl.minibatch_of=episodes"],
+            "rl.minibatches: 49 need as many episodes a step, and rl.groups makes 48",
+        ),
         (
             ["rl.advantage=maxrl", "rl.scale=batch"],
             "rl.scale: does nothing with rl.advantage=maxrl, which says itself what it divides by; remove it",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 
-from turnwise.config import OptimizerConfig, Recipe, SamplingConfig, Section
+from turnwise.config import OptimizerConfig, ParallelConfig, Recipe, SamplingConfig, Section
 from turnwise.recipe_rules_credit import credit_problems, idle_credit_keys
 from turnwise.recipe_rules_engine import engine_problems, idle_engine_keys
 from turnwise.recipe_rules_loss import idle_loss_keys, loss_problems
@@ -40,13 +40,21 @@ def idle_keys(recipe: Recipe) -> dict[str, str]:
         idle["model.revision"] = "with model.scratch"
         if recipe.model.chat_template is None:
             idle["model.thinking"] = "with model.scratch, whose own template writes no thinking"
+    if recipe.model.prompt == "text":
+        for key in ("chat_template", "chat_template_kwargs", "dialect", "thinking"):
+            idle[f"model.{key}"] = "with model.prompt=text"
     for stage in ("sft", "rl"):
         section = getattr(recipe, stage)
         if section is None:
             continue
         optimizer: OptimizerConfig = section.optimizer
+        if optimizer.schedule == "constant":
+            idle[f"{stage}.optimizer.floor"] = f"with {stage}.optimizer.schedule=constant"
         if optimizer.kind == "adamw":
             idle[f"{stage}.optimizer.muon_lr"] = f"with {stage}.optimizer.kind=adamw"
+    if recipe.sft is None and recipe.rl is None:
+        for key in ParallelConfig.model_fields:
+            idle[f"parallel.{key}"] = "without sft or rl: nothing else is done by several processes"
     if recipe.rl is not None:
         idle |= idle_loss_keys(recipe.rl) | idle_credit_keys(recipe.rl) | idle_selection_keys(recipe.rl)
     if recipe.evaluate is not None and recipe.evaluate.sampling.temperature == 0:
@@ -77,6 +85,9 @@ def _stages(recipe: Recipe) -> Iterator[str]:
 def _model(recipe: Recipe) -> Iterator[str]:
     if recipe.model.dtype == "float16" and (recipe.sft or recipe.rl):
         yield "model.dtype: float16 overflows in training; use bfloat16, or float32 where there is none"
+    if recipe.model.prompt == "text" and (recipe.model.scratch or recipe.sft):
+        what = "model.scratch has a tokenizer for chats" if recipe.model.scratch else "sft learns from chats"
+        yield f"model.prompt: {what}; leave it out, or leave out model.prompt=text"
 
 
 def _tasks(recipe: Recipe) -> Iterator[str]:
@@ -158,9 +169,10 @@ def _rl(recipe: Recipe) -> Iterator[str]:
         return
     yield from _counts("rl.groups", rl.groups)
     yield from _optimizer("rl", rl.optimizer, rl.steps * rl.minibatches * rl.epochs)
-    groups = sum(rl.groups.values())
-    if rl.minibatches > groups:
-        yield f"rl.minibatches: {rl.minibatches} need as many groups a step, and rl.groups has {groups}"
+    units = sum(rl.groups.values()) * (rl.group_size if rl.minibatch_of == "episodes" else 1)
+    if rl.minibatches > units:
+        of = rl.minibatch_of
+        yield f"rl.minibatches: {rl.minibatches} need as many {of} a step, and rl.groups makes {units}"
     yield from credit_problems(rl)
     yield from loss_problems(rl)
     yield from selection_problems(recipe)

@@ -8,6 +8,8 @@ from turnwise.config import LossName, RlConfig, Section
 
 _CLIPS: dict[LossName, set[str]] = {"cispo": {"clip_high"}, "sapo": set(), "vespo": set(), "reinforce": set()}
 """The clips that a loss reads, where they are not both."""
+_CAPPED: tuple[LossName, ...] = ("ppo", "dapo", "dr_grpo", "bnpo", "gspo", "luspo")
+"""Losses that read ``ratio_cap``: those whose ratio nothing else bounds for bad tokens."""
 _NORMALISED: dict[LossName, tuple[str, LossName]] = {
     "dapo": ("token", "ppo"),
     "bnpo": ("token", "ppo"),
@@ -28,8 +30,14 @@ def idle_loss_keys(rl: RlConfig) -> dict[str, str]:
             idle |= {f"rl.{name}.{key}": f"with rl.loss={rl.loss}" for key in type(section).model_fields}
     if rl.correction.kind == "none":
         idle |= {f"rl.correction.{key}": "with rl.correction.kind=none" for key in ("low", "high")}
+    if rl.loss not in _CAPPED:
+        idle["rl.ratio_cap"] = f"with rl.loss={rl.loss}"
     if rl.kl == 0:
-        idle["rl.kl_estimator"] = "with rl.kl=0"
+        idle |= {f"rl.{key}": "with rl.kl=0" for key in ("kl_estimator", "kl_in")}
+    elif rl.kl_in == "reward":
+        idle["rl.kl_estimator"] = "with rl.kl_in=reward, which sums the log-ratio itself"
+    if rl.minibatches == 1:
+        idle |= {f"rl.{key}": "with rl.minibatches=1" for key in ("minibatch_of", "normalise_over")}
     return idle
 
 
@@ -41,7 +49,14 @@ def loss_problems(rl: RlConfig) -> Iterator[str]:
             f"rl.normalise: rl.loss={rl.loss} is {plain} normalised by {mode}, found {rl.normalise}; "
             f"set it to {mode}, or use rl.loss={plain}"
         )
+    if rl.loss == "rloo" and rl.normalise != "sum":
+        yield f"rl.normalise: rl.loss=rloo is a mean of sequences' sums, found {rl.normalise}; set it to sum"
     low, high = rl.clips
+    if rl.ratio_cap is not None and rl.loss in _CAPPED and rl.ratio_cap <= 1 + high:
+        yield (
+            f"rl.ratio_cap: must be above the clip, 1 + rl.clip_high = {1 + high:g}, found {rl.ratio_cap}; "
+            "raise it (4 in INTELLECT-2), or lower rl.clip_high"
+        )
     if rl.loss == "dapo" and high <= low:
         yield (
             f"rl.clip_high: rl.loss=dapo clips higher above than below, found {high} with "

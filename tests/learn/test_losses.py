@@ -84,6 +84,35 @@ def exact_gspo(x: LossInputs, low: float = 0.02, high: float = 0.03) -> Tensor:
     return torch.stack(terms)
 
 
+def exact_rloo(x: LossInputs) -> Tensor:
+    """The clipped objective of each sequence's whole ratio, dealt out to its tokens."""
+    terms = []
+    for one in range(5):
+        at = one == SEQUENCES
+        n = int(at.sum())
+        terms += [clipped(ratio(x)[at].prod(), a, 0.2, 0.2) / n for a in x.advantages_N[at]]
+    return torch.stack(terms)
+
+
+def exact_capped(x: LossInputs) -> Tensor:
+    """Two-sided clipping, INTELLECT-2 §3.4: a bad token's ratio is worth 1.4 at most."""
+    terms = exact_ppo(x)
+    high = (ratio(x) > 1.4) & (x.advantages_N < 0)
+    assert high.any() and not high.all()
+    return torch.where(high, -1.4 * x.advantages_N, terms)
+
+
+def exact_off_policy(x: LossInputs) -> Tensor:
+    """DeepSeek-V3.2, equation 9."""
+    keep = []
+    for one in range(5):
+        at = one == SEQUENCES
+        apart = float((x.sampler_logprobs_N - x.logprobs_N)[at].mean().detach())
+        keep += [float(a >= 0 or apart <= 0.02) for a in x.advantages_N[at]]
+    assert 0 < sum(keep) < N
+    return exact_ppo(x) * torch.tensor(keep, dtype=torch.float64) + 0.1 * exact_k3_ratio(x)
+
+
 def exact_cispo(x: LossInputs) -> Tensor:
     weight = torch.minimum(ratio(x), torch.tensor(1.3, dtype=torch.float64)).detach()
     return -weight * x.advantages_N * x.logprobs_N
@@ -145,6 +174,9 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[LossInputs], Tensor]]] = {
         {"loss": "luspo", "clip_low": 0.02, "clip_high": 0.03, "normalise": "sum"},
         exact_gspo,
     ),
+    "rloo": ({"loss": "rloo", "normalise": "sum"}, exact_rloo),
+    "ratio_cap": ({"clip_high": 0.28, "ratio_cap": 1.4}, exact_capped),
+    "off_policy_kl": ({"clip_high": 0.28, "off_policy_kl": 0.02, "kl": 0.1}, exact_off_policy),
     "cispo": ({"loss": "cispo", "clip_high": 0.3}, exact_cispo),
     "sapo": ({"loss": "sapo"}, exact_sapo),
     "dppo": ({"loss": "dppo"}, partial(exact_dppo, divergence="tv", bound=0.15)),
@@ -290,7 +322,8 @@ def test_metrics() -> None:
 
 @pytest.mark.parametrize("name", get_args(LossName))
 def test_every_loss_reports_entropy_ratio_and_mismatch(name: str) -> None:
-    out = make_loss(rl(loss=name, **({"clip_high": 0.3} if name == "cispo" else {})))(inputs())
+    x = inputs(seed=6 if name == "rloo" else 2)
+    out = make_loss(rl(loss=name, **({"clip_high": 0.3} if name == "cispo" else {})))(x)
     assert {"entropy", "ratio", "approx_kl", "mismatch", "mismatch_kl"} <= out.means.keys()
     assert out.maxima.keys() == {"ratio_max", "mismatch_max"}
     share = [mean(out.means, key) for key in out.means if key.startswith("clip_")]

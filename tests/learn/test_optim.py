@@ -16,6 +16,8 @@ def test_schedules() -> None:
     assert factors(4) == [1, 1, 1, 1]
     assert factors(6, schedule="linear", warmup_steps=2) == [0.5, 1, 1, 0.75, 0.5, 0.25]
     assert factors(4, schedule="cosine") == pytest.approx([1, 0.853553, 0.5, 0.146447], abs=1e-6)
+    assert factors(5, schedule="linear", floor=0.2) == pytest.approx([1, 0.84, 0.68, 0.52, 0.36])
+    assert factors(4, schedule="cosine", floor=0.5)[2] == pytest.approx(0.75)
     assert factors(3, warmup_steps=2) == [0.5, 1, 1]
     # Past the planned end the rate stays at zero rather than rising again.
     assert schedule(OptimizerConfig(schedule="cosine"), 9, 4) == pytest.approx(0)

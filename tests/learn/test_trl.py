@@ -147,6 +147,18 @@ CLIPS = {"clip_low": 0.2, "clip_high": 0.28}
         ({"loss_type": "vespo"}, {"loss": "vespo"}),
         ({"loss_type": "dapo", "use_bias_correction_kl": False}, {"loss": "dapo", "kl_estimator": "k3"}),
         ({"loss_type": "dapo", "entropy_coef": 0.05}, {"loss": "dapo", "entropy": 0.05}),
+        ({"loss_type": "dapo", "delta": 1.3}, {"loss": "dapo", "ratio_cap": 1.3}),
+        (
+            {"loss_type": "grpo", **GSPO, "delta": 1.04},
+            {"loss": "gspo", "normalise": "sequence", **GSPO_CLIPS, "ratio_cap": 1.04},
+        ),
+        ({"loss_type": "dapo", "off_policy_mask_threshold": 0.05}, {"loss": "dapo", "off_policy_kl": 0.05}),
+        # Theirs reads the level for every loss: broadcast over tokens, the mean is another.
+        (
+            {"loss_type": "dapo", **GSPO},
+            {"loss": "gspo", "normalise": "token", **GSPO_CLIPS},
+        ),
+        ({"loss_type": "luspo"}, {"loss": "ppo", "normalise": "sum", **CLIPS}),
     ],
     ids=lambda settings: " ".join(str(value) for value in settings.values()),
 )
@@ -172,8 +184,62 @@ def test_loss_and_gradients_equal_trls(
         assert metrics[name] == pytest.approx(logged[their][0], abs=1e-5)
 
 
+def test_what_is_played_at_once_is_normalised_over_all_of_it(
+    rows: tuple[dict[str, torch.Tensor], list[Sample]], model_dir: Path, dataset: Any, tmp_path: Path
+) -> None:
+    """Theirs divides an update by its share of the tokens of the generation batch, not by its own."""
+    inputs, samples = rows
+    half = {key: value[:2] if value.ndim else value for key, value in inputs.items()}
+    trainer = grpo_trainer(model_dir, dataset, tmp_path, steps_per_generation=2, epsilon_high=0.28)
+    own = sum(int(one.loss_mask_T.sum()) for one in samples[:2])
+    assert own != sum(int(one.loss_mask_T.sum()) for one in samples[2:])
+    weighed = [replace(one, weights_T=one.weights_T * 2) for one in weigh(samples, "token")]
+    compare(trainer, half, weighed[:2], {"loss": "dapo"}, weighed=True)
+
+
+def test_rloo_equals_trls(
+    rows: tuple[dict[str, torch.Tensor], list[Sample]], model_dir: Path, dataset: Any, tmp_path: Path
+) -> None:
+    from trl import RLOOConfig, RLOOTrainer
+
+    inputs, samples = rows
+    args = RLOOConfig(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", num_generations=B,
+        per_device_train_batch_size=B, max_completion_length=COMPLETION, beta=0.0, epsilon=0.2,
+        epsilon_high=0.28, model_init_kwargs={"dtype": "float32"},
+    )  # fmt: skip
+    trainer = RLOOTrainer(
+        str(model_dir), reward_funcs=rewards, args=args, train_dataset=dataset,
+        processing_class=tiny_tokenizer(),
+    )  # fmt: skip
+    trainer.model.train()
+    # Theirs knows no tools: all of a completion is the policy's own.
+    lengths = inputs["completion_mask"].sum(1).tolist()
+    whole = []
+    for b, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
+        own_T = np.arange(PROMPT + length) >= PROMPT
+        old_T = np.concatenate([np.zeros(PROMPT), inputs["old_per_token_logps"][b, :length].numpy()])
+        whole.append(
+            replace(
+                sample, loss_mask_T=own_T, logprobs_T=old_T.astype(np.float32),
+                versions_T=np.where(own_T, 0, -1).astype(np.int32),
+                advantages_T=np.where(own_T, np.float32(inputs["advantages"][b]), np.float32(0)),
+                reference_logprobs_T=None,
+            )
+        )  # fmt: skip
+    del inputs["tool_mask"]
+    inputs["old_logps"] = (inputs["old_per_token_logps"] * inputs["completion_mask"]).sum(1)
+    metrics = compare(trainer, inputs, whole, {"loss": "rloo", "normalise": "sum", **CLIPS})
+    assert 0 < metrics["clip_low"] + metrics["clip_high"] < 1
+
+
 def compare(
-    trainer: Any, inputs: dict[str, torch.Tensor], samples: list[Sample], ours: dict[str, Any]
+    trainer: Any,
+    inputs: dict[str, torch.Tensor],
+    samples: list[Sample],
+    ours: dict[str, Any],
+    *,
+    weighed: bool = False,
 ) -> dict[str, float]:
     """Loss and gradients of all parameters, theirs and ours; returns our metrics."""
     theirs = trainer._compute_loss(trainer.model, inputs)
@@ -188,7 +254,7 @@ def compare(
     )
     constant = COMPLETION if config.normalise == "constant" else None
     metrics = learner.forward_backward(
-        weigh(samples, config.normalise, max_tokens=constant),
+        samples if weighed else weigh(samples, config.normalise, max_tokens=constant),
         make_loss(config),
         entropy_gradient=config.entropy > 0,
     )

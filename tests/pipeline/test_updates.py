@@ -79,6 +79,45 @@ def test_minibatches_partition_the_groups_of_each_epoch(minibatches: int) -> Non
         assert sum(len(part) for part in parts) == len(GROUPS)
 
 
+@pytest.mark.parametrize("minibatches", [4, 18])
+def test_episodes_may_be_dealt_out_whatever_group_they_are_of(minibatches: int) -> None:
+    asked = config(minibatches=minibatches, minibatch_of="episodes")
+    updates = list(updates_of(GROUPS, asked, seed=0, step=1))
+    sizes = [len(update.samples) for update in updates]
+    assert len(updates) == minibatches and set(sizes) == {36 // minibatches}
+    seen = [one.trajectory_id for update in updates for one in update.samples]
+    assert sorted(seen) == sorted(one.id for found in GROUPS for one in found.trajectories)
+    assert any(len({one.group_id for one in update.samples}) > 1 for update in updates)
+    # They are compared with all of their siblings, wherever those are.
+    assert advantages(GROUPS, asked) == advantages(GROUPS, config())
+
+
+def longer(one: Trajectory, tokens: int) -> Trajectory:
+    (segment,) = one.segments
+    (turn,) = segment.turns
+    turn = replace(turn, ids=[3] * tokens, logprobs=[-0.5] * tokens, versions=[0] * tokens)
+    return replace(one, segments=(replace(segment, turns=(turn,)),))
+
+
+def test_weights_over_the_step() -> None:
+    """Two updates of 4 and 12 tokens: with means over the step, each token moves the policy alike."""
+    made = [group("a", n, 0.0, 1.0) for n in range(2)]
+    made[1] = replace(made[1], trajectories=tuple(longer(one, 6) for one in made[1].trajectories))
+
+    def weights(over: str, normalise: str) -> dict[float, float]:
+        asked = config(minibatches=2, normalise_over=over, normalise=normalise)
+        updates = updates_of(made, asked, seed=0, step=1)
+        return {
+            float(one.loss_mask_T.sum()): float(one.weights_T.max())
+            for update in updates
+            for one in update.samples
+        }
+
+    assert weights("update", "token") == {2: pytest.approx(1 / 4), 6: pytest.approx(1 / 12)}
+    assert weights("step", "token") == {2: pytest.approx(2 / 16), 6: pytest.approx(2 / 16)}
+    assert weights("update", "sequence") == weights("step", "sequence")
+
+
 def test_the_same_step_is_parted_alike_again_and_another_one_otherwise() -> None:
     def parts(seed: int, step: int) -> list[list[str]]:
         found = updates_of(GROUPS, config(minibatches=3), seed=seed, step=step)

@@ -10,7 +10,7 @@ from pydantic import Field
 from turnwise.config.section import Section
 
 LossName = Literal[
-    "ppo", "dapo", "dr_grpo", "bnpo", "gspo", "luspo", "cispo", "sapo", "dppo", "vespo", "reinforce"
+    "ppo", "dapo", "dr_grpo", "bnpo", "gspo", "luspo", "rloo", "cispo", "sapo", "dppo", "vespo", "reinforce"
 ]
 KlEstimator = Literal["k2", "k3", "k1_ratio", "k3_ratio"]
 CorrectionKind = Literal["tis", "icepop", "sequence_truncate", "sequence_mask", "geometric_mask"]

@@ -27,10 +27,14 @@ class OptimizerConfig(Section):
     lr: float = Field(1e-6, gt=0)
     muon_lr: float = Field(0.02, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    """Of AdamW: added to the root of the second moment before it divides."""
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float | None = Field(1.0, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up; linear and cosine go down to zero at the stage's last update."""
+    """After the warm-up; linear and cosine go down to ``floor`` at the stage's last update."""
+    floor: float = Field(0.0, ge=0, lt=1)
+    """Share of the rate that linear and cosine end at."""
     warmup_steps: int = Field(0, ge=0)
 
 

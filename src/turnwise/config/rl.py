@@ -48,12 +48,20 @@ class RlConfig(Section):
     """How far a bad token's ratio may fall; if not set, the loss's own (docs/algorithms.md), for most 0.2."""
     clip_high: float | None = Field(None, gt=0)
     """How far a good token's ratio may rise; if not set, the loss's own, for most 0.2."""
+    ratio_cap: float | None = Field(None, gt=1)
+    """Bound on the ratio of tokens of negative advantage, which no clip stops from rising (INTELLECT-2)."""
     sapo: SapoConfig = SapoConfig()
     dppo: DppoConfig = DppoConfig()
     vespo: VespoConfig = VespoConfig()
     correction: CorrectionConfig = CorrectionConfig()
+    off_policy_kl: float | None = Field(None, gt=0)
+    """No policy term where the advantage is negative and the sequence's tokens have become rarer by more than
+    this on average, in nats (DeepSeek-V3.2)."""
     kl: float = Field(0.0, ge=0)
     """Weight of the KL divergence to the model that RL started from."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """loss: an estimate at each token is a part of the loss; reward: the sum over an episode's tokens is
+    taken off its reward, and so off what its siblings are compared with (RLOO)."""
     kl_estimator: KlEstimator = "k3_ratio"
     """How the divergence is estimated at one token; the gradients differ (docs/algorithms.md)."""
     entropy: float = Field(0.0, ge=0)
@@ -64,7 +72,11 @@ class RlConfig(Section):
     normalise_by_env: bool = False
     """Do so for each environment apart and give each the same weight."""
     minibatches: int = Field(1, ge=1)
-    """Updates per step, each on its share of the step's groups."""
+    """Updates per step, each on its share of the step."""
+    minibatch_of: Literal["groups", "episodes"] = "groups"
+    """What is dealt out to ``minibatches``: whole groups, or episodes, whatever group they are of."""
+    normalise_over: Literal["update", "step"] = "update"
+    """Whether a mean is over each of the ``minibatches``' own tokens and episodes, or over the step's."""
     epochs: int = Field(1, ge=1)
     """Passes over the step's samples."""
     staleness: int = Field(0, ge=0)

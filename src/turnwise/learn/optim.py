@@ -12,20 +12,22 @@ from torch import nn
 from turnwise.config import OptimizerConfig
 from turnwise.errors import LearnError
 from turnwise.learn.model import PolicyModel
+from turnwise.learn.shards import replicate, spread, whole
 
 
 def schedule(config: OptimizerConfig, step: int, total_steps: int) -> float:
     """What the learning rate is multiplied by at update ``step``, counted from 0.
 
     Warm-up rises linearly, the first update being already a part of it (at 0 it would be lost). Linear and
-    cosine then fall from 1 so that they would reach 0 right after the last update.
+    cosine then fall from 1 so that they would reach ``floor`` right after the last update.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return 1.0
     done = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
-    return 1.0 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    left = 1.0 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return config.floor + (1 - config.floor) * left
 
 
 class Optimizer:
@@ -55,14 +57,19 @@ class Optimizer:
                 {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
             ]
             adamw = torch.optim.AdamW(
-                [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, fused=True
+                [group for group in groups if group["params"]],
+                lr=config.lr,
+                betas=config.betas,
+                eps=config.eps,
+                fused=True,
             )
             self._parts["adamw"] = adamw, config.lr
 
     def clip(self) -> torch.Tensor:
         """Scale the gradients down to ``max_grad_norm``; returns their norm before that."""
         limit = self.config.max_grad_norm
-        return torch.nn.utils.clip_grad_norm_(self._parameters, math.inf if limit is None else limit)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, math.inf if limit is None else limit)
+        return replicate(norm)
 
     def step(self, step: int) -> dict[str, float]:
         """Move the weights, at update ``step`` of the schedule; returns the learning rates."""
@@ -71,6 +78,10 @@ class Optimizer:
         for name, (optimizer, base) in self._parts.items():
             for group in optimizer.param_groups:
                 group["lr"] = base * factor
+                if name == "muon":  # It looks at whole matrices.
+                    for parameter in group["params"]:
+                        if parameter.grad is not None:
+                            parameter.grad = replicate(parameter.grad)
             optimizer.step()
             rates["lr" if name == "adamw" else "lr_muon"] = base * factor
         return rates
@@ -82,7 +93,13 @@ class Optimizer:
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs: moments and momenta, and the names they belong to."""
-        parts = {name: optimizer.state_dict()["state"] for name, (optimizer, _) in self._parts.items()}
+        parts = {
+            name: {
+                number: {key: whole(value) for key, value in moments.items()}
+                for number, moments in optimizer.state_dict()["state"].items()
+            }
+            for name, (optimizer, _) in self._parts.items()
+        }
         return {"kind": self.config.kind, "names": self._names, "parts": parts}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -103,7 +120,16 @@ class Optimizer:
             )
         for name, (optimizer, _) in self._parts.items():
             groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state["parts"][name], "param_groups": groups})
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            place = replicate if name == "muon" else _as_is
+            moments = {
+                number: {
+                    key: place(spread(value, like=parameters[number])) if value.ndim else value
+                    for key, value in moments.items()
+                }
+                for number, moments in state["parts"][name].items()
+            }
+            optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def _hidden_matrices(model: PolicyModel) -> set[int]:
@@ -114,6 +140,10 @@ def _hidden_matrices(model: PolicyModel) -> set[int]:
     head = model.causal.get_output_embeddings()
     outside |= {id(p) for p in head.parameters()} if head is not None else set()
     return {id(p) for _, p in model.trainable if p.ndim == 2 and id(p) not in outside}
+
+
+def _as_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _some(names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,11 +23,13 @@ from turnwise.learn.learner import Learner
 from turnwise.learn.losses import make_loss
 from turnwise.pipeline.context import Run, sampling_of
 from turnwise.pipeline.given import StepEnd, Watcher, Wish
+from turnwise.pipeline.kl_reward import with_kl_reward
 from turnwise.pipeline.learning import load_latest, open_learner, save_model, save_state
 from turnwise.pipeline.selection import Selection, Selector
 from turnwise.pipeline.sink import EpisodeSink
 from turnwise.pipeline.source import GroupSource
 from turnwise.pipeline.updates import Update, group_metrics, updates_of
+from turnwise.rollout.player import Player
 from turnwise.rollout.policies import ModelPolicy
 from turnwise.rollout.scheduler import Scheduler
 from turnwise.store import StepRecord
@@ -85,7 +87,8 @@ async def _train(
         The last step, an earlier one than planned where whoever watches wanted that.
     """
     refills = config.flat_groups == "refill"
-    async with Scheduler(
+    make_player: Callable[..., Player] = run.given.player or Scheduler
+    async with make_player(
         arenas=run.arenas(policy.renderer),
         policy=policy,
         sampling=sampling_of(config.sampling, seed=run.recipe.seed),
@@ -101,22 +104,23 @@ async def _train(
         steps=config.steps - done,
         counts=counts,
         max_failures=config.max_failures,
-    ) as scheduler:
+    ) as player:
         for step in range(done + 1, config.steps + 1):
             began = time.monotonic()
             await run.given.watcher.step_began(step)
-            groups = await scheduler.next_step()
+            groups = await player.next_step()
             played = time.monotonic()
+            await run.given.watcher.played(groups)
             version = learner.version
             selection = selector.select(groups)
-            record = _record(step, groups, selection, scheduler)
+            record = _record(step, groups, selection, player)
             run.directory.append_step(record)
             learned = await asyncio.to_thread(
                 _learn, learner, selection.groups, config, run.recipe.seed, step, run.given.watcher
             )
             updated = time.monotonic()
             await policy.engine.load_weights(learner.publish(), learner.version)
-            scheduler.advance(learner.version)
+            player.advance(learner.version)
             published = time.monotonic()
             metrics = {
                 **_step_metrics(learned, groups, selection, record, version=version, learner=learner),
@@ -126,7 +130,7 @@ async def _train(
             }
             _warn(step, metrics, config)
             _tell(run, step, metrics)
-            wish = await run.given.watcher.step_ended(StepEnd(step=step, groups=groups, metrics=metrics))
+            wish = await run.given.watcher.step_ended(StepEnd(step=step, metrics=metrics))
             await _keep(run, config, learner, step, wish)
             if wish.stop:
                 return step
@@ -148,16 +152,20 @@ def _learn(
     """
     watcher = watcher or Watcher()
     loss = make_loss(config)
+    told: dict[str, float] = {}
+    if config.kl > 0 and config.kl_in == "reward":
+        groups, told = with_kl_reward(learner, groups, config)
     updates = list(updates_of(groups, config, seed=seed, step=step))
     if config.correction.kind != "none" and len(updates) > 1:
         # Before a single one the old weights are the present ones.
         updates = _with_old_logprobs(learner, updates)
+    in_loss = config.kl > 0 and config.kl_in == "loss"
     found: list[dict[str, float]] = []
     refused: list[NonFiniteError] = []
     for update in updates:
-        learned: dict[str, float] = {}
+        learned: dict[str, float] | None = {}
         if update.samples:
-            samples = learner.with_reference(update.samples) if config.kl > 0 else update.samples
+            samples = learner.with_reference(update.samples) if in_loss else update.samples
             try:
                 learned = learner.forward_backward(samples, loss, entropy_gradient=config.entropy > 0)
                 learned |= learner.optim_step(watcher.moving())
@@ -167,7 +175,7 @@ def _learn(
                 # accident.
                 log.warning("step %d: %s", step, error)
                 refused.append(error)
-                learned = {}
+                learned = None
         if not learned:
             learner.skip_step()
         if not watcher.updated(learned):
@@ -179,6 +187,7 @@ def _learn(
         )
     return {
         **_over_updates(found),
+        **told,
         **_credit_metrics(updates[: config.minibatches]),
         "updates": float(len(found)),
         "refused_updates": float(len(refused)),
@@ -270,6 +279,7 @@ async def _redo(
         step, version = record.step, learner.version
         await watcher.step_began(step)
         groups = source.recorded(record.trajectory_ids)
+        await watcher.played(groups)
         selection = selector.select(groups)
         learned = await asyncio.to_thread(
             _learn, learner, selection.groups, config, run.recipe.seed, step, watcher
@@ -281,7 +291,7 @@ async def _redo(
         else:  # The run was killed between the record of the step and its metrics.
             _warn(step, metrics, config)
             _tell(run, step, metrics)
-        wish = await watcher.step_ended(StepEnd(step=step, groups=groups, metrics=metrics, redone=True))
+        wish = await watcher.step_ended(StepEnd(step=step, metrics=metrics, redone=True))
         await _keep(run, config, learner, step, wish)
         if wish.stop:
             return step, counts, True
@@ -314,16 +324,16 @@ def _tell(run: Run, step: int, metrics: dict[str, float]) -> None:
 
 
 def _record(
-    step: int, groups: Sequence[TrajectoryGroup], selection: Selection, scheduler: Scheduler
+    step: int, groups: Sequence[TrajectoryGroup], selection: Selection, player: Player
 ) -> StepRecord:
     """What `_redo` needs: every trajectory that the step used up, failed ones and dropped groups included,
     and the groups that were given up.
     """
-    info: dict[str, Any] = {"counts": dict(scheduler.counts), "metrics": scheduler.metrics}
+    info: dict[str, Any] = {"counts": dict(player.counts), "metrics": dict(player.metrics)}
     if selection.dropped:
         info["dropped"] = list(selection.dropped)
-    if scheduler.given_up:
-        info["given_up"] = list(scheduler.given_up)
+    if player.given_up:
+        info["given_up"] = list(player.given_up)
     return StepRecord(
         stage=STAGE,
         step=step,

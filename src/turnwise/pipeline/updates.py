@@ -30,41 +30,62 @@ class Update:
 def updates_of(
     groups: Sequence[TrajectoryGroup], config: RlConfig, *, seed: int, step: int
 ) -> Iterator[Update]:
-    """The updates of one step: ``epochs`` passes over the groups, each in ``minibatches`` parts.
+    """The updates of one step: ``epochs`` passes over the step, each in ``minibatches`` parts.
 
     Args:
         groups: The step's.
         config: The recipe's.
-        seed: The recipe's; with ``step`` it fixes which group falls into which part.
+        seed: The recipe's; with ``step`` it fixes what falls into which part.
         step: Counted from 1.
     """
     rng = np.random.default_rng([seed, 0xE9, step])
     if config.control == "shuffled_rewards":
         groups = shuffle_rewards(groups, rng)
     credits = credit(groups, config)
+    samples = _samples(groups, credits, config)
+    if config.normalise_over == "step":
+        # As if there were one update, and each of them were to move as far as that.
+        weighed = iter(_weighed([one for unit in samples for one in unit], config, config.minibatches))
+        samples = [[next(weighed) for _ in unit] for unit in samples]
     for _ in range(config.epochs):
-        order = rng.permutation(len(groups))
+        order = rng.permutation(len(samples))
         for part in range(config.minibatches):
-            yield _update([groups[i] for i in sorted(order[part :: config.minibatches])], credits, config)
+            own = [one for i in sorted(order[part :: config.minibatches]) for one in samples[i]]
+            yield _update(own if config.normalise_over == "step" else _weighed(own, config), credits, config)
 
 
-def _update(groups: Sequence[TrajectoryGroup], credits: Credit, config: RlConfig) -> Update:
-    samples = [
-        without_loss(sample) if masked(trajectory, config) else sample
-        for group in groups
-        for trajectory in group.scored
-        for sample in rl_samples(
-            trajectory, credits.by_id[trajectory.id], allow_cuts=config.correction.allows_cuts
-        )
-    ]
+def _samples(groups: Sequence[TrajectoryGroup], credits: Credit, config: RlConfig) -> list[list[Sample]]:
+    """The samples of each unit that is dealt out to updates whole: a group, or an episode."""
+    units: list[list[Sample]] = []
+    for group in groups:
+        if config.minibatch_of == "groups":
+            units.append([])
+        for trajectory in group.scored:
+            if config.minibatch_of == "episodes":
+                units.append([])
+            found = rl_samples(
+                trajectory, credits.by_id[trajectory.id], allow_cuts=config.correction.allows_cuts
+            )
+            units[-1] += [without_loss(one) if masked(trajectory, config) else one for one in found]
+    return units
+
+
+def _weighed(samples: Sequence[Sample], config: RlConfig, times: int = 1) -> list[Sample]:
+    """The samples with the recipe's weights, each so many times as large."""
     weighed = weigh(
         samples,
         config.normalise,
         max_tokens=config.sampling.max_tokens if config.normalise == "constant" else None,
         by_env=config.normalise_by_env,
     )
+    if times == 1:
+        return weighed
+    return [replace(one, weights_T=one.weights_T * np.float32(times)) for one in weighed]
+
+
+def _update(weighed: Sequence[Sample], credits: Credit, config: RlConfig) -> Update:
     # Without a KL term or an entropy bonus a row whose advantage is zero has no gradient.
-    every = config.kl > 0 or config.entropy > 0
+    every = (config.kl > 0 and config.kl_in == "loss") or config.entropy > 0
     useful = [
         sample for sample in weighed if sample.loss_mask_T.any() and (every or sample.advantages_T.any())
     ]

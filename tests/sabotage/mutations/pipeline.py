@@ -19,14 +19,29 @@ MUTATIONS: tuple[Mutation, ...] = (
         name="advantages_per_minibatch",
         why="a minibatch's advantages depend on what else is in it",
         file="pipeline/updates.py",
-        old=(
-            "yield _update([groups[i] for i in sorted(order[part :: config.minibatches])], credits, config)"
-        ),
+        old="own = [one for i in sorted(order[part :: config.minibatches]) for one in samples[i]]\n",
         new=(
-            "yield _update(own := [groups[i] for i in sorted(order[part :: "
-            "config.minibatches])], credit(own, config), config)"
+            "mine = [groups[i] for i in sorted(order[part :: config.minibatches])]\n"
+            "            credits = credit(mine, config)\n"
+            "            own = [one for unit in _samples(mine, credits, config) for one in unit]\n"
         ),
         tests=("tests/pipeline/test_updates.py::test_minibatches_do_not_change_what_is_over_the_whole_step",),
+    ),
+    Mutation(
+        name="step_wide_weights_of_one_update_in_many",
+        why="the more updates a step has, the less each of them moves",
+        file="pipeline/updates.py",
+        old="config, config.minibatches))",
+        new="config, 1))",
+        tests=("tests/pipeline/test_updates.py::test_weights_over_the_step",),
+    ),
+    Mutation(
+        name="divergence_is_rewarded",
+        why="the policy is paid for leaving where it began",
+        file="pipeline/kl_reward.py",
+        old="Reward(value=-sums[one.id], weight=config.kl)",
+        new="Reward(value=sums[one.id], weight=config.kl)",
+        tests=("tests/pipeline/test_kl_reward.py::test_what_a_policy_has_moved_is_taken_off_its_reward",),
     ),
     Mutation(
         name="rows_without_advantage_dropped_first",
@@ -42,7 +57,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         name="kl_only_where_there_is_an_advantage",
         why="groups that agree drift away from the reference unseen",
         file="pipeline/updates.py",
-        old="every = config.kl > 0 or config.entropy > 0",
+        old='every = (config.kl > 0 and config.kl_in == "loss") or config.entropy > 0',
         new="every = False",
         tests=(
             "tests/pipeline/test_updates.py::test_rows_without_advantage_are_left_out_and_change_no_weight",
@@ -157,8 +172,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         name="overlong_mask_ignored",
         why="episodes that ran into a limit are learned from",
         file="pipeline/updates.py",
-        old="without_loss(sample) if masked(trajectory, config) else sample",
-        new="sample",
+        old="without_loss(one) if masked(trajectory, config) else one",
+        new="one",
         tests=(
             "tests/pipeline/test_selection.py::test_no_loss_falls_on_what_is_masked_and_siblings_are_still_compared_with_it",
         ),

@@ -8,7 +8,7 @@ call a loss is here a term and a normalisation: docs/algorithms.md has both, and
 from turnwise.learn.losses.base import Loss, LossInputs, LossOutput
 from turnwise.learn.losses.cross_entropy import cross_entropy
 from turnwise.learn.losses.policy import make_loss, policy_loss
-from turnwise.learn.losses.terms import cispo, dppo, gspo, ppo, reinforce, sapo, vespo
+from turnwise.learn.losses.terms import cispo, dppo, gspo, ppo, reinforce, rloo, sapo, vespo
 
 __all__ = [
     "Loss",
@@ -22,6 +22,7 @@ __all__ = [
     "policy_loss",
     "ppo",
     "reinforce",
+    "rloo",
     "sapo",
     "vespo",
 ]

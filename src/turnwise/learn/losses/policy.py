@@ -9,10 +9,10 @@ from torch import Tensor
 
 from turnwise.config import KlEstimator, RlConfig
 from turnwise.errors import LearnError
-from turnwise.learn.losses.base import Loss, LossInputs, LossOutput, Mean, log_ratio, mean
+from turnwise.learn.losses.base import Loss, LossInputs, LossOutput, Mean, log_ratio, mean, sequence_mean
 from turnwise.learn.losses.correction import CORRECTIONS, Correct
 from turnwise.learn.losses.kl import ESTIMATORS
-from turnwise.learn.losses.terms import Term, cispo, dppo, gspo, ppo, reinforce, sapo, vespo
+from turnwise.learn.losses.terms import Term, cispo, dppo, gspo, ppo, reinforce, rloo, sapo, vespo
 
 
 def policy_loss(
@@ -21,6 +21,7 @@ def policy_loss(
     term: Term,
     correct: Correct | None = None,
     bounds: tuple[float, float] = (0.0, float("inf")),
+    off_policy_kl: float | None = None,
     kl: float = 0.0,
     kl_estimator: KlEstimator = "k3_ratio",
     entropy: float = 0.0,
@@ -33,6 +34,9 @@ def policy_loss(
         correct: From `turnwise.learn.losses.correction`. With it the term's ratio is that to the learner's
             own old logprobs; without, to the sampler's.
         bounds: Of the correction: low and high.
+        off_policy_kl: Where the sampler's logprobs are higher than the present ones by more than this, in the
+            mean over a sequence, tokens of negative advantage have no policy term.
+            Source: DeepSeek-V3.2, arXiv:2512.02556, equation 9.
         kl: Weight of the divergence to the reference, which no correction touches.
         kl_estimator: From `turnwise.learn.losses.kl`.
         entropy: Weight of the mean entropy of the policy, which is raised.
@@ -52,6 +56,11 @@ def policy_loss(
         means |= {"correction": mean(weights_N), "correction_rejected": mean(weights_N == 0)}
         if len(weights_N):
             maxima["correction_max"] = weights_N.max()
+    if off_policy_kl is not None:
+        rarer_N = (inputs.sampler_logprobs_N - inputs.logprobs_N).detach()
+        kept_N = (inputs.advantages_N >= 0) | (sequence_mean(rarer_N, inputs.sequences_N) <= off_policy_kl)
+        terms_N = terms_N * kept_N
+        means["off_policy_masked"] = mean(~kept_N)
     if kl > 0:
         if inputs.reference_logprobs_N is None:
             raise LearnError("a KL term needs samples with reference_logprobs_T: see Learner.with_reference")
@@ -80,7 +89,8 @@ def make_loss(config: RlConfig) -> Loss:
         term=_term(config),
         correct=None if kind == "none" else CORRECTIONS[kind],
         bounds=config.correction.bounds,
-        kl=config.kl,
+        off_policy_kl=config.off_policy_kl,
+        kl=config.kl if config.kl_in == "loss" else 0.0,
         kl_estimator=config.kl_estimator,
         entropy=config.entropy,
     )
@@ -90,9 +100,11 @@ def _term(config: RlConfig) -> Term:
     low, high = config.clips
     match config.loss:
         case "ppo" | "dapo" | "dr_grpo" | "bnpo":
-            return partial(ppo, clip_low=low, clip_high=high)
+            return partial(ppo, clip_low=low, clip_high=high, ratio_cap=config.ratio_cap)
         case "gspo" | "luspo":
-            return partial(gspo, clip_low=low, clip_high=high)
+            return partial(gspo, clip_low=low, clip_high=high, ratio_cap=config.ratio_cap)
+        case "rloo":
+            return partial(rloo, clip_low=low, clip_high=high)
         case "cispo":
             return partial(cispo, clip_high=high)
         case "sapo":

@@ -33,22 +33,38 @@ class Terms(NamedTuple):
 Term = Callable[[LossInputs, Tensor], Terms]
 
 
-def ppo(inputs: LossInputs, log_ratio_N: Tensor, *, clip_low: float, clip_high: float) -> Terms:
+def ppo(
+    inputs: LossInputs,
+    log_ratio_N: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    ratio_cap: float | None = None,
+) -> Terms:
     """``-min(ρ A, clip(ρ, 1 - clip_low, 1 + clip_high) A)`` with ``ρ = exp(logprob - old)``, for each token.
 
     Source: Proximal Policy Optimization, arXiv:1707.06347, equation 7; apart bounds ("clip-higher"): DAPO,
-    arXiv:2503.14476, §3.1.
+    arXiv:2503.14476, §3.1; the cap ("two-sided clipping"): INTELLECT-2, arXiv:2505.07291, §3.4.
 
     Args:
         inputs: The tokens.
         log_ratio_N: Logprobs less the old policy's.
         clip_low: How far a bad token's probability may fall before its gradient stops.
         clip_high: How far a good token's probability may rise.
+        ratio_cap: Bound on the first ρ. Above ``1 + clip_high`` it matters for bad tokens alone: one that has
+            become more frequent has a gradient that grows with its ratio, and none from there on.
     """
-    return _clipped(log_ratio_N.exp(), inputs.advantages_N, clip_low, clip_high)
+    return _clipped(log_ratio_N.exp(), inputs.advantages_N, clip_low, clip_high, ratio_cap)
 
 
-def gspo(inputs: LossInputs, log_ratio_N: Tensor, *, clip_low: float, clip_high: float) -> Terms:
+def gspo(
+    inputs: LossInputs,
+    log_ratio_N: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    ratio_cap: float | None = None,
+) -> Terms:
     """``-min(s A, clip(s, 1 - clip_low, 1 + clip_high) A)`` with one ratio for a whole sequence:
     ``s = exp(mean of log ρ over the sequence)``.
 
@@ -63,10 +79,34 @@ def gspo(inputs: LossInputs, log_ratio_N: Tensor, *, clip_low: float, clip_high:
         log_ratio_N: Logprobs less the old policy's.
         clip_low: As of `ppo`, but of the sequence's ratio, which stays far closer to 1: 3e-4 in the paper.
         clip_high: 4e-4 in the paper.
+        ratio_cap: As of `ppo`.
     """
     own_N = log_ratio_N - log_ratio_N.detach()
     log_s_N = sequence_mean(log_ratio_N.detach(), inputs.sequences_N)
-    return _clipped((log_s_N + own_N).exp(), inputs.advantages_N, clip_low, clip_high)
+    return _clipped((log_s_N + own_N).exp(), inputs.advantages_N, clip_low, clip_high, ratio_cap)
+
+
+def rloo(inputs: LossInputs, log_ratio_N: Tensor, *, clip_low: float, clip_high: float) -> Terms:
+    """``-min(R A, clip(R, 1 - clip_low, 1 + clip_high) A)`` once for a whole sequence, ``R = Π ρ`` over it.
+
+    A token has its share of the value, ``1 / length``, and as its gradient that of its own logprob,
+    ``R A ∇logprob``: with ``normalise: sum`` they add up to the sequence's, and where credit differs by turn
+    each turn's advantage moves its own tokens. The product runs away with length: on-policy this is
+    REINFORCE, and a few updates later most sequences are clipped.
+
+    Source: Back to Basics: Revisiting REINFORCE Style Optimization, arXiv:2402.14740; the clip: TRL 1.16.
+
+    Args:
+        inputs: The tokens.
+        log_ratio_N: Logprobs less the old policy's.
+        clip_low: As of `ppo`, but of the sequence's ratio.
+        clip_high: As before.
+    """
+    own_N = log_ratio_N - log_ratio_N.detach()
+    log_r_N = sequence_sum(log_ratio_N.detach(), inputs.sequences_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    terms_N, means = _clipped((log_r_N + own_N).exp(), inputs.advantages_N, clip_low, clip_high)
+    lengths_N = sequence_sum(torch.ones_like(log_r_N), inputs.sequences_N)
+    return Terms(terms_N - terms_N.detach() * (1 - 1 / lengths_N), means)
 
 
 def cispo(inputs: LossInputs, log_ratio_N: Tensor, *, clip_high: float) -> Terms:
@@ -198,11 +238,14 @@ _LEAST_LOG_W = -18.420681
 """log(1e-8)."""
 
 
-def _clipped(ratio_N: Tensor, advantages_N: Tensor, clip_low: float, clip_high: float) -> Terms:
+def _clipped(
+    ratio_N: Tensor, advantages_N: Tensor, clip_low: float, clip_high: float, ratio_cap: float | None = None
+) -> Terms:
     """The pessimistic one of the ratio and the clipped ratio, and how often they differ."""
     clipped_N = ratio_N.clamp(1 - clip_low, 1 + clip_high)
+    capped_N = ratio_N if ratio_cap is None else ratio_N.clamp(max=ratio_cap)
     return Terms(
-        -torch.minimum(ratio_N * advantages_N, clipped_N * advantages_N),
+        -torch.minimum(capped_N * advantages_N, clipped_N * advantages_N),
         {
             "clip_low": mean((ratio_N < 1 - clip_low) & (advantages_N < 0)),
             "clip_high": mean((ratio_N > 1 + clip_high) & (advantages_N > 0)),

@@ -82,6 +82,10 @@ class PolicyError(TurnwiseError):
     """A policy could not answer: an endpoint's error, a script that ran out."""
 
 
+class RolloutError(TurnwiseError, ValueError):
+    """A rollout function returned what is no rollout: a length, a type, a log probability that is missing."""
+
+
 class ScoringError(TurnwiseError):
     """A reward could not be had: it raised, hung, or was not a finite number."""
 

@@ -108,7 +108,7 @@ class Conversation(Env):
         """The row's prompt."""
         if task.get("prompt") is None:
             raise EnvError("the row has no 'prompt', and there is no environment whose reset returns one")
-        return _opening(task["prompt"], None)
+        return opening(task["prompt"], None)
 
 
 class TrlEnv(Env):
@@ -146,8 +146,8 @@ class TrlEnv(Env):
         """Reset with the columns that the class names; its observation joins the row's prompt."""
         returned = self.inner.reset(**_named_columns(self.inner.reset, task))
         if inspect.isawaitable(returned):
-            return then(returned, partial(_opening, task.get("prompt")))
-        return _opening(task.get("prompt"), returned)
+            return then(returned, partial(opening, task.get("prompt")))
+        return opening(task.get("prompt"), returned)
 
     def reward(self) -> Any:
         """``get_reward()``, or the attribute ``reward``; none where there is neither."""
@@ -195,7 +195,7 @@ def _named_columns(reset: Callable[..., Any], task: Task) -> dict[str, Any]:
     return {key: value for key, value in task.items() if key in names}
 
 
-def _opening(prompt: Any, returned: Any) -> Content | list[Message]:
+def opening(prompt: Any, returned: Any) -> Content | list[Message]:
     """The first messages: the prompt, with what ``reset`` returned appended to its last one."""
     said: Any = _blocks(returned)
     if prompt is None:

@@ -27,6 +27,7 @@ from turnwise.view.events import Event, Note, StageFinished, StageStarted
 
 if TYPE_CHECKING:
     from turnwise.chat.base import Renderer
+    from turnwise.chat.plain import TextRenderer
     from turnwise.chat.renderer import TemplateRenderer
 
 
@@ -55,7 +56,7 @@ class Run:
         self.recipe, self.directory, self.emit = recipe, directory, emit
         self.given = given or Given()
         self._rows: dict[str, dict[str, list[Task]]] = {}
-        self._renderers: dict[ModelSource, TemplateRenderer] = {}
+        self._renderers: dict[ModelSource, TemplateRenderer | TextRenderer] = {}
         self._noted: set[str] = set()
 
     def check(self) -> None:
@@ -183,7 +184,7 @@ class Run:
             "rl": self.recipe.rl is not None,
         }[stage]
 
-    def renderer(self, model: ModelSource) -> TemplateRenderer:
+    def renderer(self, model: ModelSource) -> TemplateRenderer | TextRenderer:
         """The one renderer of the run, on this model's tokenizer; loaded and checked once for each model.
 
         Raises:
@@ -193,18 +194,24 @@ class Run:
             self._renderers[model] = self._load_renderer(model)
         return self._renderers[model]
 
-    def _load_renderer(self, model: ModelSource) -> TemplateRenderer:
+    def _load_renderer(self, model: ModelSource) -> TemplateRenderer | TextRenderer:
+        from turnwise.chat.plain import load_text_renderer
         from turnwise.chat.renderer import load_renderer
 
         config = self.recipe.model
-        renderer = load_renderer(
-            model.name if self.given.processing is None else self.given.processing,
-            revision=model.revision,
-            chat_template=config.chat_template,
-            chat_template_kwargs=config.chat_template_kwargs,
-            dialect=config.dialect,
-            thinking=config.thinking,
-        )
+        tokenizer = model.name if self.given.processing is None else self.given.processing
+        renderer: TemplateRenderer | TextRenderer
+        if config.prompt == "text":
+            renderer = load_text_renderer(tokenizer, revision=model.revision)
+        else:
+            renderer = load_renderer(
+                tokenizer,
+                revision=model.revision,
+                chat_template=config.chat_template,
+                chat_template_kwargs=config.chat_template_kwargs,
+                dialect=config.dialect,
+                thinking=config.thinking,
+            )
         for name, tools in self._tools().items():
             try:
                 renderer.prompt([Message.user("Hello.")], tools)

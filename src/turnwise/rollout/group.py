@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from turnwise.rollout.arena import Arena
 from turnwise.rollout.episode import Sink, play_episode
@@ -54,6 +54,24 @@ class GroupOrder:
             )
             for k in range(self.size)
         ]
+
+
+class PlayGroup(Protocol):
+    """Plays groups as `play_group` does, which says what the arguments are, and what may be raised."""
+
+    async def __call__(
+        self,
+        order: GroupOrder,
+        *,
+        arena: Arena,
+        policy: Policy,
+        sampling: Sampling,
+        sink: Sink,
+        slots: asyncio.Semaphore | None = None,
+        version: int = 0,
+    ) -> TrajectoryGroup:
+        """Play what is missing of a group; every sibling that was begun reaches the sink once."""
+        ...
 
 
 async def play_group(

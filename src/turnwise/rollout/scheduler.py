@@ -28,7 +28,7 @@ from turnwise.errors import TaskError
 from turnwise.rollout.arena import Arena
 from turnwise.rollout.budget import ErrorBudget
 from turnwise.rollout.episode import Sink
-from turnwise.rollout.group import GroupOrder, play_group
+from turnwise.rollout.group import GroupOrder, PlayGroup, play_group
 from turnwise.rollout.policy import Policy
 from turnwise.types import Sampling, StopReason, Trajectory, TrajectoryGroup
 
@@ -79,6 +79,7 @@ class Scheduler:
         retries: How often a group is played again whose siblings all failed, before another takes its place.
             Each attempt has ids of its own: ``{id}~1/s0``.
         max_failures: Episodes in a row that may fail with none succeeding.
+        play: Plays a group.
 
     Raises:
         TaskError: ``groups_per_step`` names an environment that is not among the arenas.
@@ -103,6 +104,7 @@ class Scheduler:
         counts: Mapping[str, int] | None = None,
         retries: int = 2,
         max_failures: int = 64,
+        play: PlayGroup = play_group,
     ) -> None:
         unknown = sorted(set(groups_per_step) - set(arenas))
         if unknown:
@@ -120,7 +122,7 @@ class Scheduler:
         """Groups that neither the last step used nor any other will: all siblings failed, or they came too
         late. They are counted; a later run that plays them from disk again would count them twice."""
         self._given_up: list[str] = []
-        self._sink, self._finished, self._useful = sink, finished, useful
+        self._sink, self._finished, self._useful, self._play_group = sink, finished, useful, play
         self._refills = {env: (refill_limit - 1) * count for env, count in self.groups_per_step.items()}
         """Groups that are not useful and give their quota back, at most, in each step."""
         self._slots = asyncio.Semaphore(concurrency)
@@ -237,7 +239,7 @@ class Scheduler:
                 order = replace(order, id=f"{first}~{attempt}", finished=())
             if self._finished is not None:
                 order = replace(order, finished=(*order.finished, *self._finished(order.id)))
-            group = await play_group(
+            group = await self._play_group(
                 order,
                 arena=self.arenas[order.env],
                 policy=self.policy,

@@ -207,7 +207,7 @@ class RewardFunction:
     async def _result(self, arguments: Mapping[str, Any]) -> Any:
         if inspect.iscoroutinefunction(self.function):
             return await self.function(**arguments)
-        result = await _on_thread(self.function, arguments)
+        result = await on_thread(self.function, arguments)
         return await result if inspect.isawaitable(result) else result
 
     def _number(self, score: Any) -> ScoreOrError:
@@ -281,7 +281,8 @@ def trl_columns(
     if any(one.environment is not None for one in at_hand):
         columns["environments"] = [one.environment for one in at_hand]
     for name in dict.fromkeys(name for one in at_hand for name in one.columns):
-        columns[name] = [one.columns.get(name) for one in at_hand]
+        rest = columns.get(name, [None] * len(siblings))
+        columns[name] = [one.columns.get(name, found) for one, found in zip(at_hand, rest, strict=True)]
     return columns
 
 
@@ -325,7 +326,7 @@ def _with_scores(
     return replace(trajectory, rewards=rewards, stop_reason=stop, error=failure)
 
 
-async def _on_thread(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+async def on_thread(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
     """Call on a daemon thread: one that hangs is left behind, and keeps neither a pool nor the process."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[tuple[Any, Exception | None]] = loop.create_future()
@@ -343,7 +344,7 @@ async def _on_thread(function: Callable[..., Any], arguments: Mapping[str, Any])
         with suppress(RuntimeError):  # The loop is closed and nobody is left to be told.
             loop.call_soon_threadsafe(settle, outcome)
 
-    threading.Thread(target=work, name="reward", daemon=True).start()
+    threading.Thread(target=work, name="foreign", daemon=True).start()
     result, problem = await future
     if problem is not None:
         raise problem

@@ -32,6 +32,7 @@ __all__ = [
     "LossName",
     "ModelConfig",
     "OptimizerConfig",
+    "ParallelConfig",
     "Recipe",
     "RlConfig",
     "SamplingConfig",
@@ -78,6 +79,9 @@ class ModelConfig(Section):
     """Compute type; if not set, float32 on CPU and bfloat16 on GPU. Master weights are always float32."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """The learner's attention."""
+    prompt: Literal["chat", "text"] = "chat"
+    """text: a prompt is given to the model as it is, without a chat template, and one reply ends the episode;
+    for models that only go on writing."""
     chat_template: str | None = None
     """Path of a Jinja file used in place of the tokenizer's own template."""
     chat_template_kwargs: dict[str, Any] = {}
@@ -178,6 +182,16 @@ class EvaluateConfig(Section):
     """Play the random and the constant-answer baselines of environments that have them."""
 
 
+class ParallelConfig(Section):
+    """How several processes train one model: ``torchrun --nproc-per-node 2 -m turnwise run recipe.yaml``."""
+
+    kind: Literal["ddp", "fsdp"] = "ddp"
+    """``ddp``: each process has the whole model. ``fsdp``: weights, gradients and moments are spread over the
+    processes."""
+    timeout: float = Field(600, gt=0)
+    """Seconds after which a process that does not answer in the middle of an update is given up."""
+
+
 class HubConfig(Section):
     """Upload the final model."""
 
@@ -193,6 +207,7 @@ class Recipe(Section):
     seed: int = 0
     threads: int | None = Field(None, ge=1)
     """Threads for tensor work on CPU; torch's own choice where it is not set."""
+    parallel: ParallelConfig = ParallelConfig()
     model: ModelConfig
     environments: dict[str, EnvConfig] = Field(min_length=1)
     """By name; a task row is routed by this name."""

@@ -285,7 +285,7 @@ def test_a_request_that_means_nothing_is_refused(
 
 def test_images_are_refused() -> None:
     async def scenario(engine: TransformersEngine) -> None:
-        with pytest.raises(EngineError, match="reads no images; the prompt has 1"):
+        with pytest.raises(EngineError, match="has no image processor, and the prompt has 1"):
             await engine.generate([1], Sampling(), images=["ab"])
 
     run_with(MODEL, scenario)

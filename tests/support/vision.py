@@ -116,3 +116,23 @@ def vl_model(family: VlFamily = "qwen3_vl", *, seed: int = 0, layers: int = 3) -
     vision |= {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2}
     config = hf.Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **common)
     return hf.Qwen2VLForConditionalGeneration(config).eval()
+
+
+def plain_logits(model: Any, ids: Any, hashes: Any) -> torch.Tensor:
+    """The module's own logits ``[tokens, vocabulary]`` of a row with images, the placeholder never said."""
+    row = torch.tensor([list(ids)])
+    shown: dict[str, Any] = {}
+    if hashes:
+        processed = vl_image_processor()(images=[images.load(one) for one in hashes], return_tensors="pt")
+        shown = {**processed, "mm_token_type_ids": (row == model.config.image_token_id).int()}
+    model.model.rope_deltas = None
+    logits: torch.Tensor = model(input_ids=row, use_cache=False, **shown).logits[0]
+    model.model.rope_deltas = None
+    return logits.index_fill(-1, torch.tensor([model.config.image_token_id]), float("-inf"))
+
+
+def plain_logprobs(model: Any, ids: Any, hashes: Any, temperature: float = 1.0) -> Any:
+    """Of each token but the first, after those before it, float64 after the logits."""
+    with torch.inference_mode():
+        rows = (plain_logits(model, ids, hashes).double() / temperature).log_softmax(-1)[:-1]
+    return rows[torch.arange(len(ids) - 1), torch.tensor(list(ids))[1:]].numpy()

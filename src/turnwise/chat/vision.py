@@ -181,21 +181,28 @@ class Vision:
             )
         return placed
 
-    def positions(self, length: int, placed: Sequence[Placed]) -> npt.NDArray[np.int64]:
-        """Time, height and width of each token of a row, ``[3, length]``; see the head of this file."""
-        out = np.empty((3, length), dtype=np.int64)
-        done = following = 0
-        for image in placed:
-            text = image.start - done
-            out[:, done : image.start] = np.arange(following, following + text)
-            following += text
-            height, width = image.grid[1] // self.merge, image.grid[2] // self.merge
-            rows, columns = np.divmod(np.arange(image.tokens), width)
-            done = image.start + image.tokens
-            out[:, image.start : done] = following + np.stack([np.zeros_like(rows), rows, columns])
-            following += max(height, width)
-        out[:, done:] = np.arange(following, following + length - done)
-        return out
+
+def positions(length: int, placed: Sequence[Placed], merge: int) -> npt.NDArray[np.int64]:
+    """Time, height and width of each token of a row, ``[3, length]``; see the head of this file.
+
+    Args:
+        length: Tokens in the row.
+        placed: Its images in their order.
+        merge: Patches along the side of a merged one.
+    """
+    out = np.empty((3, length), dtype=np.int64)
+    done = following = 0
+    for image in placed:
+        text = image.start - done
+        out[:, done : image.start] = np.arange(following, following + text)
+        following += text
+        height, width = image.grid[1] // merge, image.grid[2] // merge
+        rows, columns = np.divmod(np.arange(image.tokens), width)
+        done = image.start + image.tokens
+        out[:, image.start : done] = following + np.stack([np.zeros_like(rows), rows, columns])
+        following += max(height, width)
+    out[:, done:] = np.arange(following, following + length - done)
+    return out
 
 
 def hashes_of(messages: Sequence[Message]) -> tuple[str, ...]:

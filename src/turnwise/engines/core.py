@@ -25,6 +25,7 @@ from turnwise.engines.refresh import refresh
 from turnwise.engines.request import Request
 from turnwise.engines.sampling import Draws, draw
 from turnwise.engines.slots import Int64Array, SlotTable
+from turnwise.engines.vision import Sight
 from turnwise.errors import EngineError
 from turnwise.types import Completion, WeightSource
 
@@ -76,7 +77,12 @@ class Core:
         max_sequences: int,
         max_context: int,
         prefill_tokens: int,
+        sight: Sight | None = None,
+        muted: int | None = None,
     ) -> None:
+        self._sight = sight
+        self._muted = muted
+        """Never sampled: an image's placeholder, which would stand for no image."""
         self._model = model
         self._forward = forward
         self._cache = cache
@@ -154,6 +160,8 @@ class Core:
         self._forward.refresh()
         self.version = version
         self._table.forget()
+        if self._sight is not None:
+            self._sight.forget()
         # Whoever waited for a prefix finds out anew whom to wait for.
         for request in self._followers:
             request.leader = None
@@ -172,6 +180,8 @@ class Core:
         self._compact()
         slots, step = self._plan()
         logits = self._forward(step, self._cache)
+        if self._muted is not None:
+            logits[:, self._muted] = float("-inf")
         self._steps += 1
         return self._draw(slots, logits) if len(slots) else []
 
@@ -262,6 +272,8 @@ class Core:
             )
             for slot, _, count in chunks:
                 table.computed[slot] += count
+        if self._sight is not None:
+            token_ids = np.where(token_ids < 0, self._sight.vision.token_id, token_ids)
         step = self._cache.plan(
             decode_slots=decoding,
             decode_positions=positions,
@@ -269,6 +281,9 @@ class Core:
             token_ids=token_ids,
             outputs=outputs,
         )
+        if self._sight is not None:
+            prefilled = [request for slot, _, _ in chunks if (request := table.requests[slot]) is not None]
+            self._sight.look(step, positions, table.shift[decoding], chunks, prefilled)
         self._prefilled += len(token_ids) - int((table.drawn[decoding] > 0).sum())
         table.computed[decoding] += 1
         return drawing, step

@@ -19,6 +19,7 @@ from transformers import AttentionInterface
 
 from turnwise.engines.kv import Geometry, SlotCache, Step
 from turnwise.engines.lean import LeanForward
+from turnwise.engines.vision import ImageProbe, VisionForward
 from turnwise.errors import EngineError, boundary
 
 _log = logging.getLogger(__name__)
@@ -78,27 +79,34 @@ def build_forward(model: Any, context: int) -> tuple[Forward, Geometry]:
             cannot follow.
     """
     _refuse_unfit(model)
+    sees = VisionForward.fits(model)
+    probe = ImageProbe(model) if sees else None
+    _set_attention(model, "eager", sees)
     reference = _reference_logits(model)
-    model.set_attn_implementation(ATTENTION)
-    forward = HfForward(model)
+    shown = None if probe is None else probe.reference()
+    _set_attention(model, ATTENTION, sees)
+    plain = HfForward(model)
+    forward, geometry = VisionForward(model) if sees else plain, plain.geometry
     with _explained(model):
-        difference = check(forward, model, forward.geometry, reference)
+        difference = check(forward, model, geometry, reference)
+        if probe is not None and shown is not None and isinstance(forward, VisionForward):
+            difference = max(difference, probe.check(forward, geometry, shown))
     if not difference <= tolerance(reference.dtype):
         raise EngineError(
             f"{type(model).__name__} answers differently over KV slots (by {difference:.2g} of its logits' "
             "spread): it keeps state that the embedded engine does not know of. Use the vllm engine"
         )
     if LeanForward.fits(model):
-        lean = LeanForward(model, forward.geometry, context)
-        difference = check(lean, model, forward.geometry, reference)
+        lean = LeanForward(model, geometry, context)
+        difference = check(lean, model, geometry, reference)
         if difference <= tolerance(reference.dtype):
-            return lean, forward.geometry
+            return lean, geometry
         _log.warning(
             "the lean forward differs from %s by %.2g of its logits' spread: not used, steps are slower",
             type(model).__name__,
             difference,
         )
-    return forward, forward.geometry
+    return forward, geometry
 
 
 @torch.inference_mode()
@@ -149,7 +157,7 @@ def tolerance(dtype: torch.dtype) -> float:
 
 def _probe(model: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Ids that every model knows, in no pattern."""
-    return np.random.default_rng(0).integers(0, model.config.vocab_size, _PROBE_TOKENS)
+    return np.random.default_rng(0).integers(0, model.config.get_text_config().vocab_size, _PROBE_TOKENS)
 
 
 def _refuse_unfit(model: Any) -> None:
@@ -159,7 +167,7 @@ def _refuse_unfit(model: Any) -> None:
             f"{name} does not go through transformers' attention interface, which the embedded engine needs; "
             "serve it with the vllm engine, or use a model family such as Qwen3, Qwen2 or Llama"
         )
-    rope = getattr(model.config, "rope_parameters", None) or {}
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     if rope.get("rope_type") in ("dynamic", "longrope"):
         raise EngineError(
             f"{name} uses {rope['rope_type']} rotary scaling, which changes with the longest sequence of a "
@@ -168,11 +176,15 @@ def _refuse_unfit(model: Any) -> None:
         )
 
 
+def _set_attention(model: Any, name: str, sees: bool) -> None:
+    """For the language half; a vision tower attends as it does everywhere."""
+    model.set_attn_implementation({"text_config": name, "vision_config": "sdpa"} if sees else name)
+
+
 @torch.inference_mode()
 def _reference_logits(model: Any) -> Tensor:
     """The plain model's logits ``[tokens, vocabulary]`` for the probe."""
     ids = torch.from_numpy(_probe(model)).to(next(model.parameters()).device)[None]
-    model.set_attn_implementation("eager")
     logits: Tensor = model(input_ids=ids, use_cache=False).logits[0]
     return logits
 

@@ -73,6 +73,18 @@ class Chunk:
 
 
 @dataclass(slots=True, kw_only=True)
+class Seen:
+    """What a step holds of images: n of its tokens are placeholders."""
+
+    rows: Tensor
+    """``[n]``: the packed rows of the placeholders, ascending."""
+    features: Tensor
+    """``[n, hidden]``, in place of their embeddings."""
+    deep: list[Tensor]
+    """``[n, hidden]`` each, added behind the first layers."""
+
+
+@dataclass(slots=True, kw_only=True)
 class Step:
     """What one call of the model computes: N tokens of many sequences, packed. Two decode, one adds three
     tokens:
@@ -93,6 +105,9 @@ class Step:
     dtype: torch.dtype
     masks: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
     """By window (or -1 minus chunk) and sliding window: made by the first layer that asks."""
+    axes: Tensor | None = None
+    """``[3, N]``: time, height and width, for models that see; None where all three are ``positions``."""
+    seen: Seen | None = None
 
 
 class SlotCache:

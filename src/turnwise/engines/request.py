@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from turnwise.chat.vision import Placed, positions
 from turnwise.errors import ContextOverflowError, EngineError
 from turnwise.types import Completion, Finish, Sampling
 
@@ -26,6 +27,10 @@ class Request:
     limit: int
     """Tokens to sample at most: ``max_tokens``, or what the context leaves."""
     stop: frozenset[int]
+    images: tuple[Placed, ...] = ()
+    """In the prompt."""
+    merge: int = 1
+    """Patches along the side of an image token."""
     order: int = -1
     """Rank of arrival."""
     slot: int = -1
@@ -39,6 +44,16 @@ class Request:
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
     kept_mass: list[float] = field(default_factory=list)
+
+    @property
+    def shift(self) -> int:
+        """From where a token after the prompt stands to its place on each axis: images take fewer places."""
+        return sum(max(one.grid[1:]) // self.merge - one.tokens for one in self.images)
+
+    def axes(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Time, height and width of the tokens from ``start`` to ``stop``, ``[3, stop - start]``."""
+        length = max(stop, len(self.prompt))
+        return positions(length, self.images, self.merge)[:, start:stop]
 
     def add(self, token: int, logprob: float, kept: float | None, version: int) -> Finish | None:
         """Take a sampled token; says why the reply is over, if it is."""

@@ -26,6 +26,8 @@ class SlotTable:
         """How many of ``tokens`` are the context."""
         self.computed: Int64Array = np.zeros(slots, dtype=np.int64)
         """How many leading tokens have their KV in the cache."""
+        self.shift: Int64Array = np.zeros(slots, dtype=np.int64)
+        """Of what is sampled; see `Request.shift`."""
         self.temperature = np.zeros(slots, dtype=np.float32)
         self.top_k: Int64Array = np.zeros(slots, dtype=np.int64)
         self.top_p = np.ones(slots, dtype=np.float32)
@@ -106,6 +108,7 @@ class SlotTable:
         self.computed[slot] = min(held, len(prompt) - 1)
         self.tokens[slot, : len(prompt)] = prompt
         self.known[slot] = len(prompt)
+        self.shift[slot] = request.shift
         self.temperature[slot] = sampling.temperature
         self.top_k[slot], self.top_p[slot], self.min_p[slot] = sampling.top_k, sampling.top_p, sampling.min_p
         self.key[slot] = key_of(request.seed)
@@ -145,8 +148,8 @@ class SlotTable:
     def swap(self, a: int, b: int) -> None:
         """Exchange two slots, whose KV the caller exchanges."""
         for column in (
-            self.tokens, self.known, self.computed, self.temperature, self.top_k, self.top_p, self.min_p,
-            self.key, self.drawn, self._used,
+            self.tokens, self.known, self.computed, self.shift, self.temperature, self.top_k, self.top_p,
+            self.min_p, self.key, self.drawn, self._used,
         ):  # fmt: skip
             column[[a, b]] = column[[b, a]]
         self.requests[a], self.requests[b] = self.requests[b], self.requests[a]

@@ -22,13 +22,16 @@ from functools import partial
 from typing import Any, Self
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+from turnwise.chat.processing import sees
+from turnwise.chat.vision import Placed, Vision
 from turnwise.engines.core import Core, EngineStats, Outcome
 from turnwise.engines.forward import build_forward
 from turnwise.engines.kv import SlotCache
 from turnwise.engines.request import Request, make_request
-from turnwise.errors import EngineError, TurnwiseError, boundary
+from turnwise.engines.vision import Sight, VisionForward, coded
+from turnwise.errors import EngineError, ImageError, StoreError, TurnwiseError, boundary
 from turnwise.types import Completion, Sampling, WeightSource
 
 DEFAULT_MAX_CONTEXT = 4096
@@ -60,6 +63,7 @@ class TransformersEngine:
             token.
         device: Where to run; the model's own if None.
         dtype: To compute in; the model's own if None.
+        vision: The image side of the model's processor; None reads text alone.
         copy: Take a copy of the model. False hands it over: it must not be used elsewhere afterwards.
 
     Raises:
@@ -76,9 +80,11 @@ class TransformersEngine:
         prefill_tokens: int = 2048,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        vision: Vision | None = None,
         copy: bool = True,
     ) -> None:
-        own_context = getattr(model.config, "max_position_embeddings", None) or DEFAULT_MAX_CONTEXT
+        config = model.config.get_text_config()
+        own_context = getattr(config, "max_position_embeddings", None) or DEFAULT_MAX_CONTEXT
         self.max_context: int = max_context or min(own_context, DEFAULT_MAX_CONTEXT)
         slots = _slots(kv_tokens, max_sequences, self.max_context, own_context, prefill_tokens)
         if copy:
@@ -93,7 +99,13 @@ class TransformersEngine:
             dtype=parameter.dtype,
             device=parameter.device,
         )
-        self._vocabulary = int(model.config.vocab_size)
+        self._vocabulary = int(config.vocab_size)
+        if vision is not None and not isinstance(forward, VisionForward):
+            raise EngineError(
+                f"{type(model).__name__} reads images in a way that the embedded engine does not know; use "
+                "Qwen2.5-VL or Qwen3-VL, or the vllm engine"
+            )
+        self._sight = None if vision is None else Sight(model, vision)
         self._core = Core(
             model,
             forward,
@@ -101,6 +113,8 @@ class TransformersEngine:
             max_sequences=max_sequences,
             max_context=self.max_context,
             prefill_tokens=prefill_tokens,
+            sight=self._sight,
+            muted=forward.image_token if isinstance(forward, VisionForward) else None,
         )
         self._calls: queue.SimpleQueue[_Call] = queue.SimpleQueue()
         self._waiting: dict[Request, _Call] = {}
@@ -130,9 +144,8 @@ class TransformersEngine:
 
         def build() -> TransformersEngine:
             with boundary(EngineError, f"loading the model '{name_or_path}'"):
-                model = AutoModelForCausalLM.from_pretrained(
-                    name_or_path, revision=revision, dtype=_dtype(dtype) or "auto"
-                )
+                auto = AutoModelForImageTextToText if sees(name_or_path, revision) else AutoModelForCausalLM
+                model = auto.from_pretrained(name_or_path, revision=revision, dtype=_dtype(dtype) or "auto")
             return cls(model, dtype=dtype, copy=False, **options)
 
         return await asyncio.to_thread(build)
@@ -156,10 +169,6 @@ class TransformersEngine:
         images: Sequence[str] = (),
     ) -> Completion:
         """Sample a reply; see `turnwise.engines.base.Engine`."""
-        if images:
-            raise EngineError(
-                f"the embedded engine reads no images; the prompt has {len(images)}. Use the vllm engine"
-            )
         request = make_request(
             prompt_ids,
             sampling,
@@ -167,6 +176,8 @@ class TransformersEngine:
             max_context=self.max_context,
             vocabulary=self._vocabulary,
         )
+        if images or self._sight is not None:
+            await self._show(request, images)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Completion] = loop.create_future()
         self._post(
@@ -177,6 +188,30 @@ class TransformersEngine:
         except asyncio.CancelledError:
             self._tell(partial(self._cancel, request))
             raise
+
+    async def _show(self, request: Request, images: Sequence[str]) -> None:
+        """Put images into a request; their pixels are made here, so that no other's next token waits."""
+        sight = self._sight
+        if sight is None:
+            raise EngineError(
+                f"this engine has no image processor, and the prompt has {len(images)} images: load it with "
+                "vision=, that of the model's processor"
+            )
+
+        def place() -> list[Placed]:
+            for sha256 in images:
+                if not sight.knows(sha256):
+                    sight.vision.pixels(sha256)
+            return sight.vision.place(request.prompt, images)
+
+        try:
+            placed = await asyncio.to_thread(place) if images else place()
+        except (ImageError, StoreError) as error:
+            raise EngineError(f"the prompt's images cannot be read: {error}") from error
+        if placed and placed[-1].start + placed[-1].tokens == len(request.prompt):
+            raise EngineError("the prompt ends with an image; a reply follows text")
+        request.prompt, request.images = coded(request.prompt, placed), tuple(placed)
+        request.merge = sight.vision.merge
 
     async def release(self, session: str) -> None:
         """Forget a session's KV at the next step."""

@@ -48,6 +48,7 @@ TABLE: dict[str, set[str]] = {
         *("recipe_rules", "checkpoints", "codec", "journal"),
     },
     "cli": {"envs", "chat", "engines", "rollout", "learn", "view", "pipeline", "store", "config", "recipe"},
+    "__main__": {"cli"},
     "": {"envs"},
 }
 """Room → what it may import of Turnwise, beside itself, types and errors. "" is the package itself."""

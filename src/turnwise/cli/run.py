@@ -33,6 +33,8 @@ def run(
         show(loaded)
         return
 
+    from turnwise.pipeline.given import Given
+    from turnwise.pipeline.ranks import joined
     from turnwise.pipeline.resume import check_unchanged
     from turnwise.pipeline.run import run_recipe
     from turnwise.store import RunDir
@@ -42,12 +44,17 @@ def run(
     directory = RunDir(runs / loaded.name)
     # A terminal that goes away, or a scheduler's SIGTERM, is treated as Ctrl-C: what is finished is on disk.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    with directory.lock():
-        check_unchanged(directory, loaded, allowed=changed)
-        with Live(loaded, directory) as live:
-            try:
-                summary = run_recipe(loaded, directory, live, stage=stage, changed=changed)
-            except KeyboardInterrupt:
-                live(Interrupted(resume_command=shlex.join(["turnwise", *sys.argv[1:]])))
-                raise typer.Exit(130) from None
-            live.conclude(summary)
+    with joined(loaded.parallel) as ranks:
+        if ranks is not None and not ranks.first:
+            return
+        with directory.lock():
+            check_unchanged(directory, loaded, allowed=changed)
+            with Live(loaded, directory) as live:
+                try:
+                    given = Given(ranks=ranks)
+                    summary = run_recipe(loaded, directory, live, stage=stage, changed=changed, given=given)
+                except KeyboardInterrupt:
+                    again = ["torchrun", f"--nproc-per-node={ranks.count}", "-m"] if ranks else []
+                    live(Interrupted(resume_command=shlex.join([*again, "turnwise", *sys.argv[1:]])))
+                    raise typer.Exit(130) from None
+                live.conclude(summary)

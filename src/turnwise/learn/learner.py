@@ -29,8 +29,8 @@ from turnwise.learn.batch import pack
 from turnwise.learn.losses import Loss, LossInputs, LossOutput
 from turnwise.learn.model import PolicyModel
 from turnwise.learn.optim import Optimizer
-from turnwise.learn.weights import LiveWeights
-from turnwise.types import Batch, FloatArray, Sample
+from turnwise.learn.weights import LiveWeights, load_saved, weights_to_save
+from turnwise.types import Batch, FloatArray, Sample, WeightSource
 
 Metrics = dict[str, float]
 
@@ -48,6 +48,9 @@ class Learner:
         total_steps: Updates that the schedule spans.
         seed: Of adapters' dropout, drawn anew from it for each micro-batch: nothing of it has to be saved.
     """
+
+    writes = True
+    """Whether files are this process's to write."""
 
     def __init__(
         self,
@@ -74,6 +77,11 @@ class Learner:
         if rows.gradient_checkpointing:
             model.checkpoint_activations()
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """To look into; its learning rate is set anew at each update."""
+        return self._optimizer.torch
+
     # -- learning ----------------------------------------------------------------------------------
 
     def forward_backward(
@@ -99,15 +107,11 @@ class Learner:
         if not batches:
             raise LearnError("no sample has a token with loss: leave the update out")
         self.model.training_mode(True)
-        outputs = []
         try:
-            for batch in batches:
-                with self._chance():
-                    output = loss(self._inputs(batch, entropy_gradient))
-                    output.loss.backward()  # type: ignore[no-untyped-call]
-                outputs.append(replace(output, loss=output.loss.detach()))
+            outputs = self._backward(list(enumerate(batches, self._passes + 1)), loss, entropy_gradient)
         finally:
             self.model.training_mode(False)
+        self._passes += len(batches)
         # Read once, after all of the work was queued: reading each would make a GPU wait.
         losses = torch.stack([output.loss for output in outputs]).tolist()
         broken = [batch for batch, value in zip(batches, losses, strict=True) if not math.isfinite(value)]
@@ -142,7 +146,7 @@ class Learner:
         """
         if not self._pending:
             raise LearnError("there is no gradient: call forward_backward before optim_step")
-        norm = float(self._optimizer.clip())
+        norm = self._clip()
         if not math.isfinite(norm):
             ids = _ids(self._pending)
             self._forget()
@@ -159,7 +163,7 @@ class Learner:
         assert not self._pending, "there are gradients: call optim_step"
         self.step += 1
 
-    def publish(self) -> LiveWeights:
+    def publish(self) -> WeightSource:
         """The present weights, for engines to load as `version`; it rises by one if there was an update."""
         if not self._published:
             self.version += 1
@@ -176,14 +180,14 @@ class Learner:
             reference: Under the model that training started from, in place of the present weights.
         """
         found: dict[int, FloatArray] = {}
+        batches = self._pack(samples)
         with torch.no_grad(), self.model.reference() if reference else nullcontext(self.model) as model:
-            for batch in self._pack(samples):
-                scored_BT = np.zeros(batch.token_ids_BT.shape, dtype=np.float32)
-                if batch.loss_mask_BT.any():
-                    logprobs_N, _ = model.logprobs(batch, chunk=self._rows.logprob_chunk)
-                    scored_BT[batch.loss_mask_BT] = logprobs_N.cpu().numpy()
-                for document, sample in enumerate(batch.samples):
-                    found[id(sample)] = scored_BT[batch.documents_BT == document]
+            scored = self._score(model, batches)
+        for batch, logprobs_N in zip(batches, scored, strict=True):
+            scored_BT = np.zeros(batch.token_ids_BT.shape, dtype=np.float32)
+            scored_BT[batch.loss_mask_BT] = logprobs_N
+            for document, sample in enumerate(batch.samples):
+                found[id(sample)] = scored_BT[batch.documents_BT == document]
         return [found[id(sample)] for sample in samples]
 
     def with_reference(self, samples: Sequence[Sample]) -> list[Sample]:
@@ -204,15 +208,18 @@ class Learner:
         Raises:
             StoreError: It could not be written; an earlier checkpoint at ``path`` is still there.
         """
+        weights = weights_to_save(self.model)
+        state = {
+            "step": self.step,
+            "version": self.version,
+            "published": self._published,
+            "optimizer": self._optimizer.state(),
+        }
+        if not self.writes:
+            return
         with boundary(StoreError, f"writing {path}"), whole_directory(Path(path)) as directory:
-            self.model.module.save_pretrained(directory)
+            self.model.module.save_pretrained(directory, state_dict=weights)
             self._tokenizer.save_pretrained(directory)
-            state = {
-                "step": self.step,
-                "version": self.version,
-                "published": self._published,
-                "optimizer": self._optimizer.state(),
-            }
             torch.save(state, directory / _STATE)
 
     def load(self, path: str | Path) -> None:
@@ -227,13 +234,7 @@ class Learner:
         with boundary(LearnError, f"the checkpoint {path} cannot be loaded"):
             state = torch.load(path / _STATE, map_location="cpu", weights_only=True)
             self._optimizer.load_state(state["optimizer"])
-            if self.model.lora:
-                from peft import load_peft_weights, set_peft_model_state_dict
-
-                set_peft_model_state_dict(self.model.module, load_peft_weights(str(path), device="cpu"))
-            else:
-                saved = type(self.model.causal).from_pretrained(path, dtype=torch.float32)
-                self.model.causal.load_state_dict(saved.state_dict())
+            load_saved(self.model, path)
         self.step, self.version, self._published = state["step"], state["version"], state["published"]
         self._forget()
 
@@ -252,6 +253,8 @@ class Learner:
             name: tensor.detach().to("cpu", dtype).contiguous()
             for name, tensor in LiveWeights(self.model).tensors()
         }
+        if not self.writes:
+            return
         with boundary(StoreError, f"writing {path}"), whole_directory(Path(path)) as directory:
             causal.save_pretrained(directory, state_dict=weights)
             if dtype is not None:
@@ -271,6 +274,31 @@ class Learner:
             row_tokens=self._rows.row_tokens,
             together=self.model.packs,
         )
+
+    def _backward(
+        self, batches: Sequence[tuple[int, Batch]], loss: Loss, entropy_gradient: bool
+    ) -> list[LossOutput]:
+        """Each micro-batch's loss and gradient, with its number since the last update."""
+        outputs = []
+        for number, batch in batches:
+            with self._chance(number):
+                output = loss(self._inputs(batch, entropy_gradient))
+                output.loss.backward()  # type: ignore[no-untyped-call]
+            outputs.append(replace(output, loss=output.loss.detach()))
+        return outputs
+
+    def _clip(self) -> float:
+        return float(self._optimizer.clip())
+
+    def _score(self, model: PolicyModel, batches: Sequence[Batch]) -> list[FloatArray]:
+        """Logprobs ``[N]`` of each micro-batch's tokens with loss."""
+        scored = []
+        for batch in batches:
+            logprobs_N = torch.zeros(0)
+            if batch.loss_mask_BT.any():
+                logprobs_N, _ = model.logprobs(batch, chunk=self._rows.logprob_chunk)
+            scored.append(logprobs_N.cpu().numpy())
+        return scored
 
     def _inputs(self, batch: Batch, entropy_gradient: bool) -> LossInputs:
         """Run the model and put the flat arrays beside its logprobs."""
@@ -301,12 +329,11 @@ class Learner:
             reference_logprobs_N=None if reference_BT is None else tensor(reference_BT[mask_BT]),
         )
 
-    def _chance(self) -> Any:
-        """Dropout's randomness for one micro-batch, from the seed and how many passes there were."""
+    def _chance(self, number: int) -> Any:
+        """Dropout's randomness for an update's micro-batch of this number."""
         if not self.model.has_dropout:
             return nullcontext()
-        self._passes += 1
-        return _seeded(self.model.device, hash((self._seed, self.step, self._passes)) & 0x7FFFFFFF)
+        return _seeded(self.model.device, hash((self._seed, self.step, number)) & 0x7FFFFFFF)
 
     def _forget(self) -> None:
         """Drop the gradients and what they came from."""

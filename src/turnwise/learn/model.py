@@ -9,17 +9,23 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from turnwise.chat.processing import sees
+from turnwise.chat.vision import Vision
 from turnwise.config import ModelConfig
 from turnwise.errors import LearnError, RecipeError, boundary
 from turnwise.learn.logprobs import Head, LogitFunction, token_logprobs
+from turnwise.learn.shards import Sharded
+from turnwise.learn.vision import Sight, freeze_tower
 from turnwise.types import Batch
 
 log = logging.getLogger(__name__)
@@ -35,17 +41,27 @@ class PolicyModel:
         module: A causal language model of ``transformers``, or a ``PeftModel`` around one. In float32.
         device: Where it runs; it is moved there.
         compute_dtype: float32, or bfloat16 for autocast.
+        vision: The image side of the model's processor; None reads text alone.
     """
 
     def __init__(
-        self, module: Any, *, device: torch.device | str = "cpu", compute_dtype: torch.dtype = torch.float32
+        self,
+        module: Any,
+        *,
+        device: torch.device | str = "cpu",
+        compute_dtype: torch.dtype = torch.float32,
+        vision: Vision | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.compute_dtype = compute_dtype
         self.module: Any = module.to(self.device)
         self.lora = hasattr(module, "peft_config")
         self.causal: Any = module.get_base_model() if self.lora else module
+        self._sight = Sight(self.causal, vision)
         self._frozen: PolicyModel | None = None
+        self._whole: Callable[..., Any] = _call
+        self.sharded = False
+        """Whether the weights are spread over processes, all of which must then take part in each forward."""
         self.has_dropout = _silence_dropout(self.module)
         """Whether adapters drop some of their inputs in training."""
         self._needs_training_mode = self.has_dropout
@@ -82,15 +98,17 @@ class PolicyModel:
             entropy_gradient: Let entropies carry gradients.
 
         Raises:
-            LearnError: A sample has images.
+            LearnError: A sample's images cannot be read.
         """
-        pictured = [sample.trajectory_id for sample in batch.samples if sample.images]
-        if pictured:
-            raise LearnError(
-                f"trajectory {pictured[0]} has images, which the learner cannot read yet; leave them out"
-            )
+        scored: tuple[Tensor, Tensor] = self._whole(
+            self._logprobs, batch, chunk=chunk, entropy_gradient=entropy_gradient
+        )
+        return scored
+
+    def _logprobs(self, batch: Batch, *, chunk: int, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
         ids_BT = self._tensor(batch.token_ids_BT).long()
-        positions_BT = self._tensor(batch.positions_BT).long()
+        axes_4BT, shown = self._sight.inputs(batch, self.device)
+        positions = self._tensor(batch.positions_BT).long() if axes_4BT is None else axes_4BT
         loss_L = self._tensor(batch.loss_mask_BT).flatten().nonzero()[:, 0]
         targets_N = ids_BT.flatten()[loss_L]
         # A token's logprob comes from the position before it, which pack() has put in the same row.
@@ -99,14 +117,15 @@ class PolicyModel:
             # Flash attention tells documents apart by their positions, in a single row, where padding is
             # waste.
             real_L = self._tensor(batch.documents_BT).flatten() >= 0
-            ids_BT, positions_BT = ids_BT.flatten()[real_L][None], positions_BT.flatten()[real_L][None]
+            ids_BT = ids_BT.flatten()[real_L][None]
+            positions = positions.flatten(-2)[..., real_L].unsqueeze(-2)
             before_N = (real_L.cumsum(0) - 1)[before_N]
         plain = bool((batch.temperatures_BT == 1).all())
         temperatures_N = None if plain else self._tensor(batch.temperatures_BT).flatten()[loss_L]
         with self.autocast():
-            states = self._states(ids_BT, positions_BT).flatten(0, 1)[before_N]
+            states = self._states(ids_BT, positions, shown).flatten(0, 1)[before_N]
             return token_logprobs(
-                self._head or _identity, states, targets_N, temperatures_N,
+                self._logits, states, targets_N, temperatures_N,
                 chunk=chunk, entropy_gradient=entropy_gradient,
             )  # fmt: skip
 
@@ -133,6 +152,13 @@ class PolicyModel:
             frozen._head = None if self._head is None else Head(frozen.causal)
             self._frozen = frozen
 
+    def shard(self, mesh: Any) -> None:
+        """Spread the weights, and the reference's, over the processes of a ``DeviceMesh``, on its devices."""
+        for model in (self, self._frozen):
+            if model is not None:
+                model._whole, model.sharded = Sharded(model.module, mesh), True
+                model.device = next(model.module.parameters()).device
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute in ``compute_dtype``."""
         if self.compute_dtype == torch.float32:
@@ -141,18 +167,29 @@ class PolicyModel:
 
     # -- parts -------------------------------------------------------------------------------------
 
-    def _states(self, ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
+    def _logits(self, states_ND: Tensor) -> Tensor:
+        """What replies are drawn from."""
+        logits_NV = (self._head or _identity)(states_ND)
+        if self._sight.muted is None:
+            return logits_NV
+        return logits_NV.index_fill(-1, torch.tensor(self._sight.muted, device=self.device), -math.inf)
+
+    def _states(
+        self, ids_BT: Tensor, positions: Tensor, shown: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> Tensor:
         """What the head takes: hidden states, or the model's own logits where the head is not ours.
 
         No attention mask: documents are told apart by positions that start again at 0. (transformers makes
         the block-diagonal causal mask from them, sliding windows included; a row of one document needs none.)
         """
         if self._head is None:
-            logits: Tensor = self.causal(input_ids=ids_BT, position_ids=positions_BT, use_cache=False).logits
+            logits: Tensor = self.causal(
+                input_ids=ids_BT, position_ids=positions, use_cache=False, **shown
+            ).logits
             return logits
         backbone = self.causal.base_model
         states: Tensor = backbone(
-            input_ids=ids_BT, position_ids=positions_BT, use_cache=False
+            input_ids=ids_BT, position_ids=positions, use_cache=False, **shown
         ).last_hidden_state
         return states
 
@@ -199,6 +236,7 @@ def load_model(
     module: Any = None,
     device: torch.device | str | None = None,
     seed: int = 0,
+    vision: Vision | None = None,
 ) -> PolicyModel:
     """Load a policy to train: float32 masters, with fresh adapters where the recipe asks for LoRA.
 
@@ -210,9 +248,11 @@ def load_model(
             float32, and adapters that it has are those that are trained.
         device: CUDA where there is any, if not given.
         seed: Of the adapters' initial weights.
+        vision: The image side of the model's processor, for a model that sees.
 
     Raises:
-        RecipeError: There is nothing to load, or the compute type cannot be trained in.
+        RecipeError: There is nothing to load, the compute type cannot be trained in, or there is no vision
+            tower to freeze.
         LearnError: ``transformers`` or ``peft`` cannot load it.
     """
     source = path if path is not None else config.name
@@ -228,13 +268,16 @@ def load_model(
     compute = config.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     revision = {"revision": config.revision} if path is None and config.revision else {}
     if module is None:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
         with boundary(LearnError, f"the model {source} cannot be loaded"):
-            module = AutoModelForCausalLM.from_pretrained(
+            auto = AutoModelForImageTextToText if sees(str(source), **revision) else AutoModelForCausalLM
+            module = auto.from_pretrained(
                 str(source), dtype=torch.float32, attn_implementation=config.attention, **revision
             )
     module = module.float()
+    if config.freeze_vision:
+        freeze_tower(module)
     if config.lora is not None:
         from peft import LoraConfig, get_peft_model
 
@@ -251,10 +294,11 @@ def load_model(
                     lora_alpha=config.lora.alpha,
                     lora_dropout=config.lora.dropout,
                     target_modules=targets if isinstance(targets, str) else list(targets),
+                    exclude_modules=r".*\bvisual\..*" if config.freeze_vision else None,
                     task_type="CAUSAL_LM",
                 ),
             )
-    return PolicyModel(module, device=device, compute_dtype=getattr(torch, compute))
+    return PolicyModel(module, device=device, compute_dtype=getattr(torch, compute), vision=vision)
 
 
 def _silence_dropout(module: nn.Module) -> bool:
@@ -274,6 +318,10 @@ def _silence_dropout(module: nn.Module) -> bool:
             if isinstance(getattr(part, attribute, None), float):
                 setattr(part, attribute, 0.0)
     return left
+
+
+def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)
 
 
 _identity: Callable[[Tensor], Tensor] = nn.Identity()

@@ -65,6 +65,11 @@ class Optimizer:
             )
             self._parts["adamw"] = adamw, config.lr
 
+    @property
+    def torch(self) -> torch.optim.Optimizer:
+        """The one that people look into: AdamW, or Muon where it has all weights."""
+        return next(reversed(self._parts.values()))[0]
+
     def clip(self) -> torch.Tensor:
         """Scale the gradients down to ``max_grad_norm``; returns their norm before that."""
         limit = self.config.max_grad_norm

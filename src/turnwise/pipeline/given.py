@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from turnwise.envs.session import EnvSpec
+from turnwise.rollout.player import Player
 from turnwise.rollout.policies import ModelPolicy
 from turnwise.rollout.scoring import RewardFunction
 from turnwise.types import Task, TrajectoryGroup
 
 if TYPE_CHECKING:
     from turnwise.learn.learner import Learner
+    from turnwise.learn.ranks import Ranks
 
 
 Order = Callable[[str, int], Callable[[int], int]]
@@ -32,8 +34,6 @@ class StepEnd:
 
     step: int
     """Counted from 1."""
-    groups: Sequence[TrajectoryGroup]
-    """All that the step used up."""
     metrics: Mapping[str, float]
     redone: bool = False
     """Made again from disk by a resumed run: nothing was played, and no engine is there yet."""
@@ -54,7 +54,7 @@ class Wish:
 class Watcher:
     """Looks on while a run learns. Whoever wants to see something overrides that; by itself it wants nothing.
 
-        opened ─> [redone steps] ─> playing ─> step_began ─> (moving ─> updated)… ─> step_ended ─> saved ─> …
+        opened ─> [redone steps] ─> playing ─> step_began ─> played ─> (moving ─> updated)… ─> step_ended ─> saved
 
     Steps that a resumed run makes again from disk are shown as they were, before ``playing``.
     """
@@ -68,6 +68,9 @@ class Watcher:
     async def step_began(self, step: int) -> None:
         """A step, counted from 1, is about to be played."""
 
+    async def played(self, groups: Sequence[TrajectoryGroup]) -> None:
+        """All that the step uses up is there; its updates come next."""
+
     def moving(self) -> AbstractContextManager[None]:
         """Entered when an update's gradients are there and clipped, left when the weights have moved.
 
@@ -75,8 +78,8 @@ class Watcher:
         """
         return nullcontext()
 
-    def updated(self, metrics: Mapping[str, float]) -> bool:
-        """One update is made; with no metrics, it had nothing to learn from or was refused.
+    def updated(self, metrics: Mapping[str, float] | None) -> bool:
+        """One update is made; it is empty where there was nothing to learn from, and None if it was refused.
 
         Returns:
             Whether the step's other updates shall be made too.
@@ -107,8 +110,12 @@ class Given:
     """Rows of an environment by split, in place of its own and of data sets."""
     order: Order | None = None
     """In place of a shuffle by the recipe's seed."""
+    player: Callable[..., Player] | None = None
+    """Plays for RL in place of a `Scheduler`, and is made with its arguments."""
     watcher: Watcher = field(default_factory=Watcher)
     kept_checkpoints: int | None = 1
     """Learner states that are kept while a stage lasts, each three times its model; None keeps all."""
     export: bool = True
     """Whether the finished stage writes its model, adapters merged: who holds the live one may do without."""
+    ranks: Ranks | None = None
+    """The processes that learn together (`turnwise.pipeline.ranks.joined`); None where there is one."""

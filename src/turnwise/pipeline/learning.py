@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from turnwise.chat.renderer import TemplateRenderer
 from turnwise.config import BatchConfig, OptimizerConfig
 from turnwise.learn.learner import Learner
 from turnwise.learn.model import load_model
@@ -32,14 +33,31 @@ def open_learner(
     """
     config = run.recipe.model
     # By its name: a path given beside it would be a directory, which has no revisions.
-    started_from = {"name": model.name, "revision": model.revision, "scratch": None}
-    policy = load_model(config.model_copy(update=started_from), module=run.given.model, seed=run.recipe.seed)
-    if reference:
-        policy.keep_reference()
+    started_from = config.model_copy(
+        update={"name": model.name, "revision": model.revision, "scratch": None}
+    )
     renderer = run.renderer(model)
     tokenizer = renderer.tokenizer
-    if config.chat_template is not None:  # Whoever serves the model must ask as it was asked in training.
+    if isinstance(renderer, TemplateRenderer) and config.chat_template is not None:
+        # Whoever serves the model must ask as it was asked in training.
         tokenizer.chat_template = renderer.template.source
+    if run.given.ranks is not None:
+        from turnwise.learn.worker import Opening, open_everywhere
+
+        opening = Opening(
+            model=started_from,
+            optimizer=optimizer,
+            rows=rows,
+            total_steps=total_steps,
+            seed=run.recipe.seed,
+            reference=reference,
+        )
+        return open_everywhere(run.given.ranks, opening, tokenizer=tokenizer, module=run.given.model)
+    if run.recipe.parallel.kind != "ddp":
+        run.note("warning", "parallel.kind does nothing in one process: start several with torchrun")
+    policy = load_model(started_from, module=run.given.model, seed=run.recipe.seed)
+    if reference:
+        policy.keep_reference()
     return Learner(
         policy, tokenizer, optimizer=optimizer, rows=rows, total_steps=total_steps, seed=run.recipe.seed
     )

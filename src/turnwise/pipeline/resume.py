@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 HARMLESS = (
     "push_to_hub*", "threads", "engine.max_sequences", "engine.kv_tokens", "engine.prefill_tokens",
     "*.concurrency", "*.checkpoint_every", "*.rows.*", "rl.max_failures", "environments.*.max_excluded",
+    "parallel.*",
 )  # fmt: skip
 """Keys that change how fast and how safely a run goes, and its results by no more than rounding does."""
 READ_LATER = ("collect.keep*", "evaluate.bootstrap", "evaluate.stages", "evaluate.baselines")

@@ -14,6 +14,7 @@ from typing import Any
 from turnwise.config import Recipe
 from turnwise.errors import RecipeError
 from turnwise.pipeline.context import Run
+from turnwise.pipeline.given import Given
 from turnwise.pipeline.resume import check_order, check_sources
 from turnwise.store import RunDir
 from turnwise.view.events import Event
@@ -39,6 +40,7 @@ def run_recipe(
     *,
     stage: str | None = None,
     changed: bool = False,
+    given: Given | None = None,
 ) -> dict[str, Any] | None:
     """Run what is not done of a recipe. The directory's lock must be held.
 
@@ -49,6 +51,7 @@ def run_recipe(
         stage: Only this one: ``init``, ``collect``, ``sft``, ``rl``, ``evaluate`` or ``export``.
         changed: Go on although environments, reward functions or data have changed; of the recipe itself see
             `turnwise.pipeline.resume.check_unchanged`.
+        given: Live objects in place of what the recipe names.
 
     Returns:
         The summary, where the recipe evaluates.
@@ -66,7 +69,7 @@ def run_recipe(
 
     # A run shows its own progress; these bars would be drawn across it.
     logging.disable_progress_bar()
-    run = Run(recipe, directory, emit)
+    run = Run(recipe, directory, emit, given)
     planned = list(plan(recipe))
     allowed = list(dict.fromkeys(one.stage for one in planned))
     if stage is not None and stage not in allowed:

@@ -9,7 +9,15 @@ numpy. Arrays carry their axes in their names: ``_T`` tokens of one row, ``_BT``
 
 from turnwise.types.chat import Content, ImageBlock, Message, Role, TextBlock, ToolCall, ToolSchema
 from turnwise.types.environment import Step, Task, ToolResult
-from turnwise.types.learning import Batch, BoolArray, FloatArray, IntArray, Sample, WeightSource
+from turnwise.types.learning import (
+    AdapterSource,
+    Batch,
+    BoolArray,
+    FloatArray,
+    IntArray,
+    Sample,
+    WeightSource,
+)
 from turnwise.types.tokens import Completion, Finish, Rendered, Reply, Sampling
 from turnwise.types.trajectory import (
     FORFEIT,
@@ -26,6 +34,7 @@ from turnwise.types.trajectory import (
 __all__ = [
     "FORFEIT",
     "STEPS",
+    "AdapterSource",
     "Batch",
     "BoolArray",
     "Completion",

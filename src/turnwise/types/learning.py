@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -87,5 +88,18 @@ class WeightSource(Protocol):
         """(name, tensor) under the checkpoint's Hugging Face names, full tensors, adapters merged.
 
         May be called more than once, and gives the same each time until the next update.
+        """
+        ...
+
+
+@runtime_checkable
+class AdapterSource(WeightSource, Protocol):
+    """Weights that are a base model's with LoRA adapters, which can be had apart."""
+
+    def save_adapter(self, directory: Path) -> None:
+        """Write the adapters as ``peft`` does: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+        Raises:
+            LearnError: There are none.
         """
         ...

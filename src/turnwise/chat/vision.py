@@ -84,6 +84,9 @@ class Vision:
         self._used = 0
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Vision, (self._processor, self.token, self.token_id)
+
     def fingerprint(self) -> str:
         """Hash of how images are processed."""
         settings = self._processor.to_dict()

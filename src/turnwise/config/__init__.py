@@ -92,6 +92,8 @@ class ModelConfig(Section):
     """Where the template drops earlier turns' thinking: ``keep`` what was sampled and bridge, or start a new
     segment with the ``template``'s own rendering, which is what inference servers send."""
     lora: LoraConfig | None = None
+    freeze_vision: bool = False
+    """Leave a vision-language model's vision tower as it is; adapters are not put on it either."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelConfig:

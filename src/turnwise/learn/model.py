@@ -182,6 +182,9 @@ class PolicyModel:
         No attention mask: documents are told apart by positions that start again at 0. (transformers makes
         the block-diagonal causal mask from them, sliding windows included; a row of one document needs none.)
         """
+        if self._sight.tower is not None and positions.ndim == 2:
+            # Place in the row, which tells documents apart, then time, height and width.
+            positions = positions.expand(4, *positions.shape)
         if self._head is None:
             logits: Tensor = self.causal(
                 input_ids=ids_BT, position_ids=positions, use_cache=False, **shown

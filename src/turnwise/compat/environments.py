@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from turnwise.envs import trl_class
@@ -52,7 +53,7 @@ def environments(
             "rollout_func plays the episodes itself: environment_factory and tools do nothing beside it; "
             "call them from the function, or leave it out"
         )
-    offered = tuple(function_tool(one) for one in tools or ())
+    offered = tuple(_offered(one) for one in tools or ())
     if environment_factory is None:
         name = TOOLS if offered else PROMPTS
         return {name: class_spec(trl_class.conversation(offered), name=name)}
@@ -118,7 +119,7 @@ def _spec(factory: Any, name: str | None, tools: tuple[Tool, ...]) -> ClassSpec:
         return class_spec(factory, name=name or factory.__name__)
     needed = [
         part.name
-        for part in inspect.signature(factory).parameters.values()
+        for part in _parameters(factory)
         if part.default is part.empty and part.kind not in (part.VAR_POSITIONAL, part.VAR_KEYWORD)
     ]
     if needed:
@@ -126,5 +127,31 @@ def _spec(factory: Any, name: str | None, tools: tuple[Tool, ...]) -> ClassSpec:
             f"environment_factory: {getattr(factory, '__name__', 'the factory')} is called without arguments "
             f"and needs {', '.join(needed)}; wrap it: lambda: {getattr(factory, '__name__', 'Env')}(…)"
         )
-    adapted = trl_class.adapt(factory, tools=tools, named_reward=True)
+    adapted = trl_class.adapt(factory, tools=tools, named_reward=True, shown=_as_trl_shows)
     return class_spec(adapted, name=name or adapted.__name__)
+
+
+def _offered(function: Callable[..., Any]) -> Tool:
+    tool = function_tool(function)
+    return replace(tool, schema=replace(tool.schema, shown=_as_trl_shows(function)))
+
+
+def _as_trl_shows(function: Callable[..., Any]) -> Mapping[str, Any] | None:
+    """A tool as TRL's prompts have it, what it returns included: a model that learned there reads the same.
+
+    None where transformers cannot describe it, and TRL stops: an argument without a line in ``Args:``.
+    """
+    from transformers.utils import DocstringParsingException, TypeHintParsingException, get_json_schema
+
+    try:
+        schema: Mapping[str, Any] = get_json_schema(function)
+    except (DocstringParsingException, TypeHintParsingException):
+        return None
+    return schema
+
+
+def _parameters(factory: Any) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(factory).parameters.values())
+    except ValueError:  # Some builtin classes have no signature, and no reset either.
+        return []

@@ -65,11 +65,16 @@ class Checkpoints:
 
     def sweep(self) -> None:
         """Clear away what a killed process was in the middle of; what it was replacing is put back."""
-        for old in self.path.glob(".[!.]*.old"):
-            _put_back(old, old.with_name(old.name[1:].removesuffix(".old")))
         # Whatever is hidden here: what saves a model may hide parts of its own beside ours.
-        for part in self.path.glob(".*"):
-            shutil.rmtree(part, ignore_errors=True)
+        sweep(self.path, "")
+
+
+def sweep(path: Path, name: str) -> None:
+    """Clear away the hidden directories in ``path`` whose names begin so; what one was replacing is put back."""
+    for old in path.glob(f".{name or '[!.]'}*.old"):
+        _put_back(old, old.with_name(old.name[1:].removesuffix(".old")))
+    for part in path.glob(f".{name}*"):
+        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager

@@ -92,6 +92,6 @@ def rl_recipe(
     if found := problems(made):
         raise RecipeError("; ".join(found))
     return Plan(
-        recipe=made, steps=steps, updates_per_step=updates, max_steps=steps * updates,
+        recipe=made, steps=steps, updates_per_step=updates, max_steps=max_steps,
         prompts_per_step=prompts, rows=rows,
     )  # fmt: skip

@@ -80,7 +80,7 @@ class Learner:
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         """To look into; its learning rate is set anew at each update."""
-        return self._optimizer.torch
+        return self._optimizer.main
 
     # -- learning ----------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ class Optimizer:
             self._parts["adamw"] = adamw, config.lr
 
     @property
-    def torch(self) -> torch.optim.Optimizer:
+    def main(self) -> torch.optim.Optimizer:
         """The one that people look into: AdamW, or Muon where it has all weights."""
         return next(reversed(self._parts.values()))[0]
 

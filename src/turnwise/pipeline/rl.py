@@ -120,7 +120,6 @@ async def _train(
             )
             updated = time.monotonic()
             await policy.engine.load_weights(learner.publish(), learner.version)
-            player.advance(learner.version)
             published = time.monotonic()
             metrics = {
                 **_step_metrics(learned, groups, selection, record, version=version, learner=learner),
@@ -131,6 +130,8 @@ async def _train(
             _warn(step, metrics, config)
             _tell(run, step, metrics)
             wish = await run.given.watcher.step_ended(StepEnd(step=step, metrics=metrics))
+            if not wish.stop:  # What is played next, while a checkpoint is written, is of the next step.
+                player.advance(learner.version)
             await _keep(run, config, learner, step, wish)
             if wish.stop:
                 return step

@@ -1,0 +1,148 @@
+"""What is logged, under TRL's names: of a generation batch's episodes, and of each update.
+
+Means are over what TRL takes them of; where it invents a number (a length of 0 where no episode ended by
+itself) the metric is None. Lengths count the tokens that the policy sampled, as TRL's do where tools answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from turnwise.types import Trajectory, TrajectoryGroup
+
+Metrics = dict[str, float | None]
+
+UPDATE_NAMES = {
+    "entropy": "entropy",
+    "kl_reference": "kl",
+    "clip_low": "clip_ratio/low_mean",
+    "clip_high": "clip_ratio/high_mean",
+}
+"""TRL's name of what an update reports, for every loss; `update_metrics` has the others."""
+OWN = ("loss", "grad_norm", "lr", "tokens", "entropy", "kl_reference")
+"""Metrics of a step that TRL has too: told once, by its names."""
+
+
+class Ledger:
+    """Collects values by name until the next log takes their means, as TRL's trainers do."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[float | None]] = defaultdict(list)
+
+    def add(self, metrics: Mapping[str, float | None]) -> None:
+        """Take one more value of each."""
+        for name, value in metrics.items():
+            self._values[name].append(None if value is None or not math.isfinite(value) else value)
+
+    def take(self) -> Metrics:
+        """The mean of each since the last time; None where it applied to nothing."""
+        taken, self._values = self._values, defaultdict(list)
+        return {name: mean(values) for name, values in taken.items()}
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are not None; None of nothing."""
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """The sample's standard deviation (n - 1); None of fewer than two."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def tokens_of(groups: Sequence[TrajectoryGroup]) -> int:
+    """Tokens of prompts and of all that followed, over all episodes: what ``num_tokens`` counts."""
+    return sum(
+        len(turn.context_ids or ()) + len(turn.ids or ())
+        for group in groups
+        for one in group.trajectories
+        for turn in one.turns
+    )
+
+
+def episode_metrics(groups: Sequence[TrajectoryGroup], *, tools: bool, by_batch: bool = False) -> Metrics:
+    """What a generation batch's episodes were like.
+
+    Args:
+        groups: All that was played, siblings side by side.
+        tools: There are tools to call.
+        by_batch: Rewards are divided by the deviation of the whole batch (``scale_rewards="batch"``).
+    """
+    episodes = [one for group in groups for one in group.trajectories if not one.stop_reason.failed]
+    return {
+        **_lengths(episodes),
+        **(_tools(episodes) if tools else {}),
+        **_rewards(groups, episodes, by_batch=by_batch),
+    }
+
+
+def _lengths(episodes: Sequence[Trajectory]) -> Metrics:
+    metrics: Metrics = {}
+    ended = [one for one in episodes if not one.stop_reason.truncated]
+    for suffix, own in (("length", episodes), ("terminated_length", ended)):
+        lengths = [one.sampled_tokens for one in own]
+        metrics[f"completions/mean_{suffix}"] = mean(lengths)
+        metrics[f"completions/min_{suffix}"] = float(min(lengths)) if lengths else None
+        metrics[f"completions/max_{suffix}"] = float(max(lengths)) if lengths else None
+    cut = [float(one.stop_reason.truncated) for one in episodes]
+    return {**metrics, "completions/clipped_ratio": mean(cut)}
+
+
+def _tools(episodes: Sequence[Trajectory]) -> Metrics:
+    results = [result for one in episodes for turn in one.turns for result in turn.tool_results]
+    return {
+        "tools/call_frequency": len(results) / len(episodes) if episodes else None,
+        "tools/failure_frequency": mean([float(one.error is not None) for one in results]),
+    }
+
+
+def _rewards(groups: Sequence[TrajectoryGroup], episodes: Sequence[Trajectory], *, by_batch: bool) -> Metrics:
+    metrics: Metrics = {}
+    for name in dict.fromkeys(name for one in episodes for name in one.rewards):
+        values = [
+            value
+            for one in episodes
+            if name in one.rewards and (value := one.rewards[name].value) is not None
+        ]
+        metrics[f"rewards/{name}/mean"] = mean(values)
+        metrics[f"rewards/{name}/std"] = deviation(values)
+    totals = [reward for one in episodes if (reward := one.reward) is not None]
+    metrics["reward"], metrics["reward_std"] = mean(totals), deviation(totals)
+    flat = [
+        float(np.isclose(np.std(totals if by_batch else own), 0.0))
+        for group in groups
+        if (own := [reward for one in group.scored if (reward := one.reward) is not None])
+        for _ in group.trajectories
+    ]
+    return {**metrics, "frac_reward_zero_std": mean(flat)}
+
+
+def update_metrics(learned: Mapping[str, float], *, loss: str, correction: bool) -> Metrics:
+    """What one update reports.
+
+    Args:
+        learned: From the learner.
+        loss: ``rl.loss`` of the recipe, which decides what its own metrics are called.
+        correction: Tokens are weighed by how the sampler drew them.
+    """
+    metrics: Metrics = {name: learned[own] for own, name in UPDATE_NAMES.items() if own in learned}
+    if loss == "cispo":
+        metrics.pop("clip_ratio/high_mean", None)
+        metrics["cispo_clip_ratio"] = learned.get("clip_high")
+    elif "clip_low" in learned and "clip_high" in learned:  # Low only where A < 0, high only where A > 0.
+        metrics["clip_ratio/region_mean"] = learned["clip_low"] + learned["clip_high"]
+    if loss == "vespo":
+        metrics["vespo/phi_seq_mean"] = learned.get("gate")
+    if correction:
+        metrics |= {
+            "sampling/sampling_logp_difference/mean": learned.get("mismatch"),
+            "sampling/sampling_logp_difference/max": learned.get("mismatch_max"),
+            "sampling/importance_sampling_ratio/mean": learned.get("correction"),
+            "sampling/importance_sampling_ratio/max": learned.get("correction_max"),
+        }
+    return metrics

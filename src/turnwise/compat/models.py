@@ -1,0 +1,141 @@
+"""The model and the tokenizer of a trainer, from what TRL takes: names, paths, live models, adapters."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+import transformers
+
+from turnwise.errors import LearnError, RecipeError, boundary
+
+log = logging.getLogger(__name__)
+
+
+def load_policy(
+    model: Any,
+    *,
+    init_kwargs: dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    quantization_config: Any = None,
+    peft_config: Any = None,
+    seed: int = 0,
+) -> Any:
+    """The live model that will be trained, with its adapters on.
+
+    Args:
+        model: A name of the Hub, a path, a model of transformers, or a ``PeftModel``.
+        init_kwargs: For ``from_pretrained``, of a model by name.
+        trust_remote_code: Run code that comes with it.
+        quantization_config: For ``from_pretrained`` too.
+        peft_config: Adapters to train in place of all weights.
+        seed: Of the adapters' first weights.
+
+    Raises:
+        RecipeError: Arguments exclude each other, or the model is stored in a type that cannot be trained.
+        LearnError: ``transformers`` or ``peft`` cannot make it.
+    """
+    if isinstance(model, str):
+        kwargs = dict(init_kwargs or {})
+        if quantization_config is not None and "quantization_config" in kwargs:
+            raise RecipeError("quantization_config is given twice: leave it out of model_init_kwargs")
+        if quantization_config is not None:
+            kwargs["quantization_config"] = quantization_config
+        kwargs.setdefault("trust_remote_code", trust_remote_code)
+        kwargs.setdefault("dtype", kwargs.pop("torch_dtype", torch.float32))
+        with boundary(LearnError, f"the model {model} cannot be loaded"):
+            loaded = _class_of(model, kwargs).from_pretrained(model, **kwargs)
+    else:
+        for name, value in (("model_init_kwargs", init_kwargs), ("quantization_config", quantization_config)):
+            if value:
+                raise RecipeError(
+                    f"{name} is for a model that the trainer loads by name, and this one is loaded already: "
+                    "hand it to from_pretrained, or leave it out"
+                )
+        loaded = model
+    if not isinstance(loaded, torch.nn.Module):
+        raise RecipeError(
+            f"model is a name, a path or a model of transformers; found {type(loaded).__name__}"
+        )
+    if getattr(loaded, "is_quantized", False) or getattr(loaded, "hf_quantizer", None) is not None:
+        raise RecipeError(
+            "the model is quantized: the learner keeps float32 weights, which the engine copies, and cannot "
+            "read these. Load it without quantization_config (with LoRA only the adapters take optimizer "
+            "memory), or with dequantize=True where the method has that"
+        )
+    return loaded if peft_config is None else _adapted(loaded, peft_config, seed)
+
+
+def _class_of(name: str, kwargs: dict[str, Any]) -> Any:
+    """The class that the model was saved as; it knows its heads, where an Auto class would have to guess."""
+    hub = {
+        key: kwargs[key]
+        for key in ("revision", "trust_remote_code", "cache_dir", "token", "local_files_only", "subfolder")
+        if key in kwargs
+    }
+    config = transformers.AutoConfig.from_pretrained(name, **hub)
+    architecture = (getattr(config, "architectures", None) or [""])[0]
+    return getattr(transformers, architecture, None) or transformers.AutoModelForCausalLM
+
+
+def _adapted(model: Any, peft_config: Any, seed: int) -> Any:
+    import peft
+
+    if not isinstance(peft_config, peft.PeftConfig):
+        raise RecipeError(
+            f"peft_config is a config of peft, such as peft.LoraConfig; found {type(peft_config).__name__}"
+        )
+    if isinstance(model, peft.PeftModel):
+        raise RecipeError(
+            "the model has adapters already: leave out peft_config to train them, or hand over "
+            "model.merge_and_unload()"
+        )
+    with boundary(LearnError, "the adapters of peft_config cannot be put on"), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return peft.get_peft_model(model, peft_config)
+
+
+def load_processing(model: Any, processing: Any, *, trust_remote_code: bool, revision: str | None) -> Any:
+    """The tokenizer or processor: what is given, or what was saved beside the model.
+
+    Raises:
+        RecipeError: It is neither of these, or there is none beside the model.
+    """
+    if processing is None:
+        name = name_of(model)
+        with boundary(
+            RecipeError, f"no tokenizer can be loaded for the model '{name}': hand over processing_class"
+        ):
+            processing = transformers.AutoProcessor.from_pretrained(
+                name, revision=revision, trust_remote_code=trust_remote_code
+            )
+    if not isinstance(processing, transformers.PreTrainedTokenizerBase | transformers.ProcessorMixin):
+        raise RecipeError(
+            f"processing_class is a tokenizer or a processor; found {type(processing).__name__}"
+        )
+    tokenizer = getattr(processing, "tokenizer", processing)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return processing
+
+
+def name_of(model: Any) -> str:
+    """Where a model was loaded from; its class where it was made in place."""
+    return str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
+
+
+def keep_starting_adapters(model: Any) -> None:
+    """Let adapters that are trained further be compared with themselves as they are now, in a copy ``ref``.
+
+    Without it the reference of a KL term would be the model without adapters.
+    """
+    if "ref" in model.peft_config:
+        return
+    [name] = model.active_adapters
+    model.add_adapter("ref", model.peft_config[name])
+    parameters = dict(model.named_parameters())
+    for full, parameter in parameters.items():
+        if f".{name}." in full:
+            parameters[full.replace(f".{name}.", ".ref.")].data.copy_(parameter.data)
+    model.set_adapter(name)

@@ -284,8 +284,16 @@ def test_no_file(tmp_path: Path) -> None:
         ),
         (["rl.correction={high: 4.0}"], "rl.correction.high: does nothing with rl.correction.kind=none"),
         (
-            ["rl.loss=vespo", "rl.correction.kind=tis"],
-            "rl.correction.kind: rl.loss=vespo weighs tokens by their whole ratio to the sampler, found tis",
+            ["rl.loss=dppo", "rl.correction.kind=tis"],
+            "rl.correction.kind: rl.loss=dppo weighs tokens by their whole ratio to the sampler, found tis",
+        ),
+        (
+            ["rl.loss=vespo", "rl.correction.kind=sequence_mask"],
+            "rl.correction.kind: rl.loss=vespo makes its sequence's ratio of tokens', found sequence_mask",
+        ),
+        (
+            ["rl.correction={kind: ignore, high: 4.0}"],
+            "rl.correction.high: does nothing with rl.correction.kind=ignore",
         ),
         (
             ["rl.correction.kind=geometric_mask", "rl.sampling.top_p=0.9"],

@@ -28,8 +28,8 @@ def idle_loss_keys(rl: RlConfig) -> dict[str, str]:
         if rl.loss != name:
             section: Section = getattr(rl, name)
             idle |= {f"rl.{name}.{key}": f"with rl.loss={rl.loss}" for key in type(section).model_fields}
-    if rl.correction.kind == "none":
-        idle |= {f"rl.correction.{key}": "with rl.correction.kind=none" for key in ("low", "high")}
+    if (kind := rl.correction.kind) in ("none", "ignore"):
+        idle |= {f"rl.correction.{key}": f"with rl.correction.kind={kind}" for key in ("low", "high")}
     if rl.loss not in _CAPPED:
         idle["rl.ratio_cap"] = f"with rl.loss={rl.loss}"
     if rl.kl == 0:
@@ -62,10 +62,16 @@ def loss_problems(rl: RlConfig) -> Iterator[str]:
             f"rl.clip_high: rl.loss=dapo clips higher above than below, found {high} with "
             f"rl.clip_low={low}; set it (0.28 in the paper), or use rl.loss=ppo"
         )
-    if rl.correction.kind != "none" and rl.loss in ("dppo", "vespo"):
+    kind = rl.correction.kind
+    if kind != "none" and rl.loss == "dppo":
         yield (
-            f"rl.correction.kind: rl.loss={rl.loss} weighs tokens by their whole ratio to the sampler, found "
-            f"{rl.correction.kind}, which would take a part of it out; remove it"
+            "rl.correction.kind: rl.loss=dppo weighs tokens by their whole ratio to the sampler, found "
+            f"{kind}, which would take a part of it out; remove it"
+        )
+    if rl.loss == "vespo" and kind in ("sequence_truncate", "sequence_mask", "geometric_mask"):
+        yield (
+            f"rl.correction.kind: rl.loss=vespo makes its sequence's ratio of tokens', found {kind}, of the "
+            "whole sequence; use tis or icepop, or none, with which it is the ratio to the sampler"
         )
     yield from _cuts(rl)
 

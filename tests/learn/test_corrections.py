@@ -56,7 +56,7 @@ BOUNDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", CORRECTIONS)
+@pytest.mark.parametrize("kind", BOUNDS)
 def test_value_and_gradient(kind: Any) -> None:
     low, high = BOUNDS[kind]
     ours, exact = three_policies(torch.float32), three_policies(torch.float64)
@@ -87,6 +87,18 @@ def test_value_and_gradient(kind: Any) -> None:
     assert mean("correction") == pytest.approx(float(weights.mean()), rel=1e-4)
     assert mean("correction_rejected") == pytest.approx(float((weights == 0).double().mean()))
     assert float(out.maxima["correction_max"]) == pytest.approx(float(weights.max()), rel=1e-4)
+
+
+def test_every_correction_is_checked() -> None:
+    assert {"ignore", *BOUNDS} == set(CORRECTIONS)
+
+
+def test_what_is_ignored_is_how_tokens_were_drawn() -> None:
+    x = three_policies(torch.float32)
+    assert x.old_logprobs_N is not None
+    out = make_loss(rl(correction={"kind": "ignore"}))(x)
+    plain = make_loss(rl())(replace(x, sampler_logprobs_N=x.old_logprobs_N))
+    assert torch.equal(out.loss, plain.loss) and not torch.equal(out.loss, make_loss(rl())(x).loss)
 
 
 def test_without_old_logprobs_the_present_weights_are_the_old_ones() -> None:

@@ -121,8 +121,7 @@ def rows() -> Iterator[tuple[dict[str, torch.Tensor], list[Sample]]]:
 
 
 GSPO = {"importance_sampling_level": "sequence", "epsilon": 0.02, "epsilon_high": 0.03}
-GSPO |= {"use_bias_correction_kl": False}  # It would multiply with the sequence's ratio: no estimate of ours.
-GSPO_CLIPS = {"clip_low": 0.02, "clip_high": 0.03, "kl_estimator": "k3"}
+GSPO_CLIPS = {"clip_low": 0.02, "clip_high": 0.03, "kl_estimator": "k3_sequence_ratio"}
 CLIPS = {"clip_low": 0.2, "clip_high": 0.28}
 
 
@@ -146,6 +145,10 @@ CLIPS = {"clip_low": 0.2, "clip_high": 0.28}
         ({"loss_type": "sapo"}, {"loss": "sapo", "normalise": "sequence"}),
         ({"loss_type": "vespo"}, {"loss": "vespo"}),
         ({"loss_type": "dapo", "use_bias_correction_kl": False}, {"loss": "dapo", "kl_estimator": "k3"}),
+        (
+            {"loss_type": "grpo", **GSPO, "use_bias_correction_kl": False},
+            {"loss": "gspo", "normalise": "sequence", **GSPO_CLIPS, "kl_estimator": "k3"},
+        ),
         ({"loss_type": "dapo", "entropy_coef": 0.05}, {"loss": "dapo", "entropy": 0.05}),
         ({"loss_type": "dapo", "delta": 1.3}, {"loss": "dapo", "ratio_cap": 1.3}),
         (
@@ -269,15 +272,18 @@ def compare(
 
 
 @pytest.mark.parametrize(
-    ("mode", "bounds", "correction"),
+    ("loss", "mode", "bounds", "correction"),
     [
-        ("token_truncate", (None, 1.1), {"kind": "tis", "high": 1.1}),
-        ("token_mask", (0.85, 1.2), {"kind": "icepop", "low": 0.85, "high": 1.2}),
-        ("sequence_truncate", (None, 1.1), {"kind": "sequence_truncate", "high": 1.1}),
-        ("sequence_mask", (0.5, 2.0), {"kind": "sequence_mask", "low": 0.5, "high": 2.0}),
+        ("grpo", "token_truncate", (None, 1.1), {"kind": "tis", "high": 1.1}),
+        ("grpo", "token_mask", (0.85, 1.2), {"kind": "icepop", "low": 0.85, "high": 1.2}),
+        ("grpo", "sequence_truncate", (None, 1.1), {"kind": "sequence_truncate", "high": 1.1}),
+        ("grpo", "sequence_mask", (0.5, 2.0), {"kind": "sequence_mask", "low": 0.5, "high": 2.0}),
+        # With a mask each of these sequences has a token in it that ends its say.
+        ("vespo", "token_truncate", (None, 1.1), {"kind": "tis", "high": 1.1}),
     ],
 )
 def test_sampler_correction_equals_trls(
+    loss: str,
     mode: str,
     bounds: tuple[float | None, float],
     correction: dict[str, Any],
@@ -290,7 +296,7 @@ def test_sampler_correction_equals_trls(
     """All but their call of vLLM is theirs: what it would have returned is put in its place."""
     tokens, samples = rows
     trainer = grpo_trainer(
-        model_dir, dataset, tmp_path, loss_type="grpo", vllm_importance_sampling_mode=mode,
+        model_dir, dataset, tmp_path, loss_type=loss, vllm_importance_sampling_mode=mode,
         vllm_importance_sampling_clip_min=bounds[0], vllm_importance_sampling_clip_max=bounds[1],
     )  # fmt: skip
     trainer.use_vllm = True
@@ -310,9 +316,8 @@ def test_sampler_correction_equals_trls(
         replace(one, advantages_T=np.where(one.loss_mask_T, np.float32(advantage), np.float32(0)))
         for one, advantage in zip(samples, inputs["advantages"], strict=True)
     ]
-    metrics = compare(
-        trainer, inputs, samples, {"normalise": "sequence", "correction": correction, "loss": "ppo"}
-    )
+    names = {"grpo": {"loss": "ppo", "normalise": "sequence"}, "vespo": {"loss": "vespo"}}[loss]
+    metrics = compare(trainer, inputs, samples, {**names, "correction": correction})
     own = (tokens["completion_mask"] * tokens["tool_mask"]).bool()
     weights = weights.expand(own.shape)[own]
     assert metrics["correction"] == pytest.approx(float(weights.mean()), abs=1e-5)

@@ -12,8 +12,8 @@ from turnwise.config.section import Section
 LossName = Literal[
     "ppo", "dapo", "dr_grpo", "bnpo", "gspo", "luspo", "rloo", "cispo", "sapo", "dppo", "vespo", "reinforce"
 ]
-KlEstimator = Literal["k2", "k3", "k1_ratio", "k3_ratio"]
-CorrectionKind = Literal["tis", "icepop", "sequence_truncate", "sequence_mask", "geometric_mask"]
+KlEstimator = Literal["k2", "k3", "k1_ratio", "k3_ratio", "k3_sequence_ratio"]
+CorrectionKind = Literal["ignore", "tis", "icepop", "sequence_truncate", "sequence_mask", "geometric_mask"]
 
 _CLIPS: dict[LossName, tuple[float, float]] = {
     "dapo": (0.2, 0.28),
@@ -21,7 +21,7 @@ _CLIPS: dict[LossName, tuple[float, float]] = {
     "luspo": (3e-4, 4e-4),
     "cispo": (0.2, 4.0),
 }
-_BOUNDS: dict[CorrectionKind, tuple[float, float]] = {
+_BOUNDS: dict[CorrectionKind | Literal["none"], tuple[float, float]] = {
     "tis": (0.0, 2.0),
     "icepop": (0.5, 5.0),
     "sequence_truncate": (0.0, 3.0),
@@ -59,8 +59,8 @@ class CorrectionConfig(Section):
     """Weights for what the sampler's probabilities were other than the learner's (docs/algorithms.md)."""
 
     kind: CorrectionKind | Literal["none"] = "none"
-    """With one, the loss's ratio is to the learner's own logprobs before the step, and top-p and its like may
-    cut what is sampled."""
+    """With one, the loss's ratio is to the learner's own logprobs before the step; ``ignore`` leaves it at
+    that, with a weight of 1 for all; with the others, top-p and its like may cut what is sampled."""
     low: float | None = Field(None, ge=0, le=1)
     """If not set: 0, for icepop 0.5, for geometric_mask 0.99."""
     high: float | None = Field(None, ge=1)
@@ -69,13 +69,13 @@ class CorrectionConfig(Section):
     @property
     def bounds(self) -> tuple[float, float]:
         """Low and high."""
-        low, high = (0.0, math.inf) if self.kind == "none" else _BOUNDS[self.kind]
+        low, high = _BOUNDS.get(self.kind, (0.0, math.inf))
         return low if self.low is None else self.low, high if self.high is None else self.high
 
     @property
     def allows_cuts(self) -> bool:
         """Whether tokens are weighed by how likely the sampler was to draw them, and it may cut."""
-        return self.kind not in ("none", "geometric_mask")
+        return self.kind not in ("none", "ignore", "geometric_mask")
 
 
 def own_clips(loss: LossName, dppo: DppoConfig) -> tuple[float, float]:

@@ -30,6 +30,16 @@ MUTATIONS: tuple[Mutation, ...] = (
         tests=("tests/learn/test_losses.py::test_value_and_gradient[ppo]",),
     ),
     Mutation(
+        name="vespo_corrected_outside",
+        why="what a sampler's difference does to a sequence's ratio is lost on its shape",
+        file="learn/losses/policy.py",
+        old="terms_N, told = term(inputs, log_ratio_N + log_weights_N)",
+        new="terms_N, told = term(inputs, log_ratio_N)",
+        tests=(
+            "tests/learn/test_trl.py::test_sampler_correction_equals_trls[vespo-token_truncate-bounds4-correction4]",
+        ),
+    ),
+    Mutation(
         name="cap_on_what_is_clipped_anyway",
         why="bad tokens that have become more frequent pull without bound",
         file="learn/losses/terms.py",
@@ -164,8 +174,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         name="kl_ratio_detached",
         why="on-policy the ratio is 1, but its gradient is most of the divergence's",
         file="learn/losses/policy.py",
-        old="(difference_N, log_ratio_N.exp())",
-        new="(difference_N, log_ratio_N.detach().exp())",
+        old="(difference_N, log_s_N.exp())",
+        new="(difference_N, log_s_N.detach().exp())",
         tests=(
             "tests/learn/test_losses.py::test_value_and_gradient[kl]",
             "tests/learn/test_losses.py::test_the_estimates_expected_gradient_is_the_divergences",

@@ -4,6 +4,7 @@ The sampler's probabilities are never quite the learner's: other kernels, anothe
 earlier version, a distribution cut by top-p. With a correction the loss compares the present weights with
 the learner's own before the step (the old policy), and ``r = exp(old - sampler)`` accounts for the rest:
 
+    ignore              1
     tis                 clip(r, low, high)
     icepop              r if low ≤ r ≤ high, else 0
     sequence_truncate   clip(R, low, high)                     R = Π r over the token's sequence
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from turnwise.config import CorrectionKind
@@ -29,6 +31,11 @@ from turnwise.learn.losses.base import MAX_LOG_RATIO, sequence_mean, sequence_su
 
 Correct = Callable[[Tensor, Tensor, float, float], Tensor]
 """From ``log r`` and the sequences, both ``[N]``, and the bounds to weights ``[N]``."""
+
+
+def ignore(log_r_N: Tensor, sequences_N: Tensor, low: float, high: float) -> Tensor:
+    """1: tokens are taken as if the old policy had drawn them."""
+    return torch.ones_like(log_r_N)
 
 
 def tis(log_r_N: Tensor, sequences_N: Tensor, low: float, high: float) -> Tensor:
@@ -61,6 +68,7 @@ def geometric_mask(log_r_N: Tensor, sequences_N: Tensor, low: float, high: float
 
 
 CORRECTIONS: dict[CorrectionKind, Correct] = {
+    "ignore": ignore,
     "tis": tis,
     "icepop": icepop,
     "sequence_truncate": sequence_truncate,

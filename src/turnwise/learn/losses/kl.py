@@ -7,12 +7,14 @@ With ``d = logprob - reference`` and ``ρ = exp(logprob - old)``:
     k3         exp(-d) - 1 + d       never below zero, of low variance
     k1_ratio   ρ k1
     k3_ratio   ρ k3
+    k3_sequence_ratio   s k3, with s = exp(mean of log ρ over the sequence)
 
 What a loss needs of an estimate is its gradient. In expectation over the old policy's tokens, that of
 ``k1_ratio`` and ``k3_ratio`` is the gradient of the divergence at that token, however old the tokens are;
 that of ``k2`` is so as long as the present weights drew them. ``k3`` has that of the opposite divergence
-(reference ‖ policy), and ``k1`` has none, in expectation: it is no choice of a recipe. Taken off a token's
-advantage in place of added to the loss, ``k1`` has the very gradient that ``k2`` has here.
+(reference ‖ policy); ``k3_sequence_ratio``, which TRL has beside sequence-level ratios, moves a sequence's
+tokens by the mean of their k3; ``k1`` has none, in expectation: it is no choice of a recipe. Taken off a
+token's advantage in place of added to the loss, ``k1`` has the very gradient that ``k2`` has here.
 
 Source: http://joschu.net/blog/kl-approx.html for k1 to k3; DeepSeek-V3.2, arXiv:2512.02556, for the ratio;
 On a few pitfalls in KL divergence gradient estimation for RL, arXiv:2506.09477, for the gradients.
@@ -57,5 +59,6 @@ ESTIMATORS: dict[KlEstimator, Callable[[Tensor, Tensor], Tensor]] = {
     "k3": k3,
     "k1_ratio": k1_ratio,
     "k3_ratio": k3_ratio,
+    "k3_sequence_ratio": k3_ratio,
 }
-"""Of the difference to the reference and the ratio to the old policy."""
+"""Of the difference to the reference and the ratio to the old policy: the token's, or the sequence's."""

@@ -9,10 +9,30 @@ from torch import Tensor
 
 from turnwise.config import KlEstimator, RlConfig
 from turnwise.errors import LearnError
-from turnwise.learn.losses.base import Loss, LossInputs, LossOutput, Mean, log_ratio, mean, sequence_mean
+from turnwise.learn.losses.base import (
+    MAX_LOG_RATIO,
+    Loss,
+    LossInputs,
+    LossOutput,
+    Mean,
+    log_ratio,
+    mean,
+    sequence_mean,
+)
 from turnwise.learn.losses.correction import CORRECTIONS, Correct
 from turnwise.learn.losses.kl import ESTIMATORS
-from turnwise.learn.losses.terms import Term, cispo, dppo, gspo, ppo, reinforce, rloo, sapo, vespo
+from turnwise.learn.losses.terms import (
+    LEAST_LOG_W,
+    Term,
+    cispo,
+    dppo,
+    gspo,
+    ppo,
+    reinforce,
+    rloo,
+    sapo,
+    vespo,
+)
 
 
 def policy_loss(
@@ -21,6 +41,7 @@ def policy_loss(
     term: Term,
     correct: Correct | None = None,
     bounds: tuple[float, float] = (0.0, float("inf")),
+    within: bool = False,
     off_policy_kl: float | None = None,
     kl: float = 0.0,
     kl_estimator: KlEstimator = "k3_ratio",
@@ -34,6 +55,8 @@ def policy_loss(
         correct: From `turnwise.learn.losses.correction`. With it the term's ratio is that to the learner's
             own old logprobs; without, to the sampler's.
         bounds: Of the correction: low and high.
+        within: Multiply the correction into each token's ratio rather than its term, for a term of a whole
+            sequence's ratio to the sampler (`vespo`).
         off_policy_kl: Where the sampler's logprobs are higher than the present ones by more than this, in the
             mean over a sequence, tokens of negative advantage have no policy term.
             Source: DeepSeek-V3.2, arXiv:2512.02556, equation 9.
@@ -44,18 +67,26 @@ def policy_loss(
     Raises:
         LearnError: The samples have no reference logprobs, or the entropies carry no gradients.
     """
-    old_N, means, maxima = inputs.sampler_logprobs_N, {}, {}
+    old_N = inputs.sampler_logprobs_N
+    means: dict[str, Mean] = {}
+    maxima: dict[str, Tensor] = {}
     if correct is not None:
         old_N = inputs.logprobs_N.detach() if inputs.old_logprobs_N is None else inputs.old_logprobs_N
     log_ratio_N = log_ratio(inputs.logprobs_N, old_N)
-    terms_N, told = term(inputs, log_ratio_N)
-    means.update(told)
-    if correct is not None:
+    if correct is None:
+        terms_N, told = term(inputs, log_ratio_N)
+    else:
         weights_N = correct(log_ratio(old_N, inputs.sampler_logprobs_N), inputs.sequences_N, *bounds)
-        terms_N = terms_N * weights_N
+        if within:
+            log_weights_N = weights_N.log().clamp(LEAST_LOG_W, MAX_LOG_RATIO)
+            terms_N, told = term(inputs, log_ratio_N + log_weights_N)
+        else:
+            terms_N, told = term(inputs, log_ratio_N)
+            terms_N = terms_N * weights_N
         means |= {"correction": mean(weights_N), "correction_rejected": mean(weights_N == 0)}
         if len(weights_N):
             maxima["correction_max"] = weights_N.max()
+    means.update(told)
     if off_policy_kl is not None:
         rarer_N = (inputs.sampler_logprobs_N - inputs.logprobs_N).detach()
         kept_N = (inputs.advantages_N >= 0) | (sequence_mean(rarer_N, inputs.sequences_N) <= off_policy_kl)
@@ -65,7 +96,10 @@ def policy_loss(
         if inputs.reference_logprobs_N is None:
             raise LearnError("a KL term needs samples with reference_logprobs_T: see Learner.with_reference")
         difference_N = log_ratio(inputs.logprobs_N, inputs.reference_logprobs_N)
-        kl_N = ESTIMATORS[kl_estimator](difference_N, log_ratio_N.exp())
+        log_s_N = log_ratio_N
+        if kl_estimator == "k3_sequence_ratio":
+            log_s_N = sequence_mean(log_ratio_N, inputs.sequences_N)
+        kl_N = ESTIMATORS[kl_estimator](difference_N, log_s_N.exp())
         terms_N = terms_N + kl * kl_N
         means["kl_reference"] = mean(kl_N)
     if entropy > 0:
@@ -89,6 +123,7 @@ def make_loss(config: RlConfig) -> Loss:
         term=_term(config),
         correct=None if kind == "none" else CORRECTIONS[kind],
         bounds=config.correction.bounds,
+        within=config.loss == "vespo",
         off_policy_kl=config.off_policy_kl,
         kl=config.kl if config.kl_in == "loss" else 0.0,
         kl_estimator=config.kl_estimator,

@@ -206,7 +206,8 @@ def vespo(
     ``w``, the product of its ratios, not their mean.
 
     φ is 1 on-policy and falls to 0 on both sides, so that a sequence that has drifted far loses its say. It
-    has one k and λ for A > 0 or 0, others below.
+    has one k and λ for A > 0 or 0, others below. With a correction, ``w`` is made of ratios to the old policy,
+    each times its token's weight (1e-8 where that is 0).
 
     Source: VESPO, arXiv:2602.10693; the clamp of w to [1e-8, e^20] as in TRL 1.16.
 
@@ -218,7 +219,7 @@ def vespo(
         k_negative: As ``k_positive``, for negative advantages.
         lambda_negative: As ``lambda_positive``, for negative advantages.
     """
-    log_w_N = sequence_sum(log_ratio_N.detach(), inputs.sequences_N).clamp(_LEAST_LOG_W, MAX_LOG_RATIO)
+    log_w_N = sequence_sum(log_ratio_N.detach(), inputs.sequences_N).clamp(LEAST_LOG_W, MAX_LOG_RATIO)
     positive_N = inputs.advantages_N >= 0
     k_N = torch.where(positive_N, k_positive, k_negative).to(log_w_N.dtype)
     lambda_N = torch.where(positive_N, lambda_positive, lambda_negative).to(log_w_N.dtype)
@@ -234,7 +235,7 @@ def reinforce(inputs: LossInputs, log_ratio_N: Tensor) -> Terms:
     return Terms(-inputs.advantages_N * inputs.logprobs_N, {})
 
 
-_LEAST_LOG_W = -18.420681
+LEAST_LOG_W = -18.420681
 """log(1e-8)."""
 
 

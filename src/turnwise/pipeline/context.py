@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,6 +16,7 @@ from turnwise.engines.base import Engine
 from turnwise.envs.registry import make
 from turnwise.envs.session import EnvSpec
 from turnwise.errors import RecipeError, TemplateError
+from turnwise.pipeline.engines import open_engine
 from turnwise.pipeline.given import Given
 from turnwise.pipeline.tasks import TaskStream, read_rows, routed
 from turnwise.rollout.arena import Arena
@@ -236,21 +236,13 @@ class Run:
         Raises:
             RecipeError: An environment's ``max_context`` is more than the engine's.
         """
-        from turnwise.engines.transformers import TransformersEngine
-
-        config = self.recipe.engine
-        options: dict[str, Any] = {
-            "device": config.device or default_device(),
-            "dtype": config.dtype or self.recipe.model.dtype or default_dtype(config.device),
-            "max_sequences": config.max_sequences,
-            "max_context": config.max_context,
-            "kv_tokens": config.kv_tokens,
-            "prefill_tokens": config.prefill_tokens,
-        }
-        if self.given.model is not None:
-            engine = await asyncio.to_thread(TransformersEngine, self.given.model, **options)
-        else:
-            engine = await TransformersEngine.load(model.name, revision=model.revision, **options)
+        engine = await open_engine(
+            self.recipe,
+            model.name,
+            model.revision,
+            module=self.given.model,
+            directory=self.directory.path,
+        )
         try:
             self._check_contexts(engine.max_context)
             yield engine
@@ -302,18 +294,6 @@ def sampling_of(config: SamplingConfig, *, seed: int, greedy: bool = False) -> S
         min_p=0.0 if greedy else config.min_p,
         seed=seed,
     )
-
-
-def default_device() -> str:
-    """A GPU where there is one."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def default_dtype(device: str | None) -> str:
-    """bfloat16 on a GPU, float32 on a CPU."""
-    return "bfloat16" if (device or default_device()).startswith("cuda") else "float32"
 
 
 class Means:

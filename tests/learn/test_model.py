@@ -185,6 +185,12 @@ def test_a_model_that_is_stored_in_bfloat16_is_trained_in_float32(tmp_path: Path
     assert {p.dtype for p in policy.module.parameters()} == {torch.float32}
 
 
+def test_a_recipe_says_where_a_model_is_trained(tmp_path: Path) -> None:
+    tiny_qwen3(hidden=32).save_pretrained(tmp_path)
+    policy = load_model(ModelConfig(name=str(tmp_path), device="cpu:0"))
+    assert policy.device == torch.device("cpu", 0)
+
+
 def test_dropout_of_the_model_is_off_and_that_of_adapters_on() -> None:
     import peft
 

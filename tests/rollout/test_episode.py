@@ -113,6 +113,15 @@ def test_tool_calls_ran_out_in_the_middle_of_a_reply():
     assert done.metrics["skipped_calls"] == 1 and done.metrics["tool_calls"] == 3
 
 
+def test_calls_of_later_turns_are_not_run_and_an_answer_is_heard():
+    tea, jam = calls(call("price", item="tea")), calls(call("price", item="jam"))
+    done = play(ScriptedPolicy([tea, tea, "3"]), arena(limits={"max_tool_turns": 2}))
+    assert done.stop_reason is StopReason.TERMINATED and Shop.opened[-1].log == ["tea", "tea"]
+    done = play(ScriptedPolicy([tea, tea, jam]), arena(limits={"max_tool_turns": 2}))
+    assert done.stop_reason is StopReason.MAX_TOOL_CALLS and Shop.opened[-1].log == ["tea", "tea"]
+    assert len(done.turns) == 3 and done.metrics["skipped_calls"] == 1
+
+
 def test_an_answer_after_the_last_allowed_call_is_heard():
     done = play(ScriptedPolicy([calls(call("price", item="tea")), "3"]), arena(limits={"max_tool_calls": 1}))
     assert done.stop_reason is StopReason.TERMINATED and done.reward == 1.0

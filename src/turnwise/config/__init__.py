@@ -77,6 +77,8 @@ class ModelConfig(Section):
     """Make a tiny model instead; excludes ``name``."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Compute type; if not set, float32 on CPU and bfloat16 on GPU. Master weights are always float32."""
+    device: str | None = None
+    """Where it is trained, as torch names it: ``cpu``, ``cuda:1``; a GPU where there is one."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """The learner's attention."""
     prompt: Literal["chat", "text"] = "chat"
@@ -107,6 +109,8 @@ class LimitsConfig(Section):
 
     max_turns: int | None = Field(None, ge=1)
     max_tool_calls: int | None = Field(None, ge=1)
+    max_tool_turns: int | None = Field(None, ge=1)
+    """Turns whose calls are run. A later reply may answer; what it calls is not run and ends the episode."""
     max_tokens: int | None = Field(None, ge=1)
     max_context: int | None = Field(None, ge=2)
     max_completion: int | None = Field(None, ge=1)

@@ -22,6 +22,8 @@ class Limits:
 
     max_turns: int | None = None
     max_tool_calls: int | None = None
+    max_tool_turns: int | None = None
+    """Turns whose calls are run. A later reply may answer; what it calls is not run and ends the episode."""
     max_tokens: int | None = None
     """Sampled tokens over the whole episode."""
     max_context: int | None = None

@@ -249,7 +249,7 @@ def load_model(
             scratch.
         module: A model that is loaded already, in place of either. It is trained itself: its weights become
             float32, and adapters that it has are those that are trained.
-        device: CUDA where there is any, if not given.
+        device: If not given, the recipe's; CUDA where there is any.
         seed: Of the adapters' initial weights.
         vision: The image side of the model's processor, for a model that sees.
 
@@ -266,7 +266,7 @@ def load_model(
     if config.dtype == "float16":
         raise RecipeError("model.dtype float16 overflows in training; use bfloat16 or float32")
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(device)
     compute = config.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     revision = {"revision": config.revision} if path is None and config.revision else {}

@@ -264,9 +264,10 @@ class _Episode:
         """Run a reply's calls one after another. Once the episode is over no further one runs: counted."""
         assert self.session is not None
         calls = turn.reply.message.tool_calls
-        limit = self.limits.max_tool_calls
+        limit, turns = self.limits.max_tool_calls, self.limits.max_tool_turns
+        late = turns is not None and self.record.turns > turns
         for number, call in enumerate(calls):
-            if limit is not None and self.record.tool_calls >= limit:
+            if late or (limit is not None and self.record.tool_calls >= limit):
                 self.record.count("skipped_calls", len(calls) - number)
                 return StopReason.MAX_TOOL_CALLS
             self.record.tool_calls += 1

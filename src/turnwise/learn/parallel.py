@@ -23,7 +23,7 @@ from turnwise.learn.learner import Learner, Metrics
 from turnwise.learn.losses import Loss, LossOutput
 from turnwise.learn.model import PolicyModel
 from turnwise.learn.ranks import Ranks
-from turnwise.learn.weights import HeldWeights, LiveWeights
+from turnwise.learn.weights import HeldWeights
 from turnwise.types import Batch, FloatArray, Sample, WeightSource
 
 log = logging.getLogger(__name__)
@@ -103,11 +103,8 @@ class ParallelLearner(Learner):
     # -- parts -------------------------------------------------------------------------------------
 
     def _publish(self) -> WeightSource:
-        source = super().publish()
-        if not self.model.sharded:
-            return source
-        weights = dict(LiveWeights(self.model).tensors())
-        return HeldWeights(weights if self._ranks.first else {})
+        live = super().publish()
+        return HeldWeights(self.model) if self.model.sharded else live
 
     def _pack(self, samples: Sequence[Sample]) -> list[Batch]:
         """Into enough micro-batches for everyone, where that changes nothing: dropout is drawn for each."""

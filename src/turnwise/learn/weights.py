@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,6 @@ class LiveWeights:
             if rest or not tied:
                 yield key, whole(tensor.detach())
 
-
     def save_adapter(self, directory: Path) -> None:
         """Write the adapters apart from the model, as ``peft`` does.
 
@@ -60,18 +59,30 @@ class LiveWeights:
         if not self._model.lora:
             raise LearnError("this model has no adapters; set model.lora, or send all of its weights")
         with boundary(LearnError, f"writing the adapters to {directory}"):
-            self._model.module.save_pretrained(directory, state_dict=weights_to_save(self._model))
+            self._model.module.save_pretrained(directory, state_dict=self._adapters())
+
+    def _adapters(self) -> dict[str, Tensor] | None:
+        """None: the model has them."""
+        return None
 
 
-class HeldWeights:
-    """A `WeightSource` over a copy."""
+class HeldWeights(LiveWeights):
+    """A copy of sharded weights, whole on the CPU of the first process, which reads it by itself.
 
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        self._weights = weights
+    Every process must make one.
+    """
+
+    def __init__(self, model: PolicyModel) -> None:
+        super().__init__(model)
+        self._merged = dict(super().tensors())
+        self._apart = weights_to_save(model) if model.lora else None
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor)."""
-        yield from self._weights.items()
+        """(name, float32 tensor), on the CPU."""
+        yield from self._merged.items()
+
+    def _adapters(self) -> dict[str, Tensor] | None:
+        return self._apart
 
 
 def weights_to_save(model: PolicyModel) -> dict[str, Tensor] | None:

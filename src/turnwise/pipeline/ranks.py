@@ -1,6 +1,6 @@
-"""Runs of several processes: the first one has the environments, the engine and the run directory.
+"""Runs of several processes, such as ``torchrun --nproc-per-node 2 -m turnwise run recipe.yaml``.
 
-    torchrun --nproc-per-node 2 -m turnwise run recipe.yaml
+The first one has the environments, the engine and the run directory:
 
     with joined(recipe.parallel) as ranks:
         if ranks is None or ranks.first:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.compat import trainers
 from tests.support.rollouts import renderer
 from turnwise.compat.environments import environments
 from turnwise.compat.generation import generate_rollout_completions
@@ -24,6 +25,7 @@ from turnwise.learn.samples import rl_samples
 from turnwise.rollout.arena import Arena
 from turnwise.rollout.group import GroupOrder
 from turnwise.rollout.policies import ModelPolicy
+from turnwise.store import RunDir
 from turnwise.types import Message, Sampling, StopReason, Trajectory, TrajectoryGroup
 
 END = renderer().stop_ids[0]
@@ -261,7 +263,7 @@ def test_plain_prompts_stay_text():
         asked.append((prompts, completions))
         return [0.0] * len(prompts)
 
-    play(rollout_func, reward, rows=[{"prompt": "Once"}], form="text")
+    play(rollout_func, reward, rows=[{"prompt": "Once"}])
     text = renderer().tokenizer.decode([7, 8, END], skip_special_tokens=True)
     assert asked == ["Once", "Once", (["Once", "Once"], [text, text])]
 
@@ -523,3 +525,111 @@ def test_the_same_call_of_a_resumed_run_draws_the_same():
         return [made.sampling.seed for made in engine.calls]
 
     assert run() == run() and len(set(run())) == 12
+
+
+# -- in a trainer --------------------------------------------------------------------------------------
+
+
+def logged(trainer: Any, key: str) -> list[Any]:
+    return [line[key] for line in trainer.state.log_history if key in line]
+
+
+def test_a_trainer_learns_from_what_the_function_played(tmp_path):
+    """On the embedded engine, with feedback between the turns, evaluated with the same function."""
+    asked: list[tuple[int, str]] = []
+
+    def rollout_func(prompts, trainer):
+        asked.append((len(prompts), threading.current_thread().name))
+        rows: dict[str, list[Any]] = {
+            name: [] for name in ("prompt_ids", "completion_ids", "logprobs", "env_mask")
+        }
+        said = ids_of("<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n")
+        first = generate_rollout_completions(trainer, prompts, generation_overrides={"max_tokens": 6})
+        texts = [
+            trainer.processing_class.decode([*one["prompt_ids"], *one["completion_ids"], *said])
+            for one in first
+        ]
+        # Text may be read back as other tokens than were sampled, so what is learned from are the ids.
+        second = generate_rollout_completions(trainer, texts, generation_overrides={"max_tokens": 4})
+        for one, two in zip(first, second, strict=True):
+            rows["prompt_ids"].append(one["prompt_ids"])
+            rows["completion_ids"].append([*one["completion_ids"], *said, *two["completion_ids"]])
+            rows["logprobs"].append([*one["logprobs"], *[0.0] * len(said), *two["logprobs"]])
+            mask = [1] * len(one["completion_ids"]) + [0] * len(said) + [1] * len(two["completion_ids"])
+            rows["env_mask"].append(mask)
+        return {**rows, "turns": [2.0] * len(prompts)}
+
+    def reward(completion_ids, turns, **_):
+        return [len(set(ids)) + turn for ids, turn in zip(completion_ids, turns, strict=True)]
+
+    given = trainers.model()
+    before = trainers.weights(given)
+    made = trainers.trainer(
+        tmp_path, given=given, rollout_func=rollout_func, reward_funcs=reward, max_steps=2,
+        eval_dataset=trainers.ROWS[:1],
+    )  # fmt: skip
+    made.train()
+    made.evaluate()
+    assert [count for count, _ in asked] == [8, 8, 4]
+    assert {name for _, name in asked} == {threading.current_thread().name}, "where train() was called"
+    now = trainers.weights(given)
+    assert any(not torch.equal(before[name], now[name]) for name in now)
+    assert len(logged(made, "reward")) == 2 and min(logged(made, "reward")) > 2.0
+    assert logged(made, "eval_reward") and logged(made, "rewards/reward/mean")
+
+
+def test_a_trainer_reads_plain_prompts_as_the_tokenizer_does(tmp_path):
+    seen: dict[str, Any] = {}
+
+    def reward(prompts, completions, completion_ids, **_):
+        assert all(isinstance(one, str) for one in [*prompts, *completions])
+        assert completions == [
+            renderer().tokenizer.decode(ids, skip_special_tokens=True) for ids in completion_ids
+        ]
+        seen["prompts"] = prompts
+        return [float(len(one)) for one in completions]
+
+    rows = [{"prompt": f"Once upon {n}"} for n in range(4)]
+    made = trainers.trainer(tmp_path, reward_funcs=reward, train_dataset=rows, max_steps=1)
+    made.train()
+    [[prompt]] = [set(seen["prompts"])]
+    assert prompt.startswith("Once upon")
+    trajectories = list(RunDir(tmp_path).read("rl"))
+    assert len(trajectories) == 8
+    for one in trajectories:
+        assert one.turns[0].context_ids == ids_of(one.task["prompt"])
+        assert one.stop_reason in (StopReason.ANSWERED, StopReason.CUT_REPLY, StopReason.MAX_TOKENS)
+
+
+def test_a_trainer_gives_functions_the_environments_and_tools_their_turn(tmp_path):
+    values: list[int] = []
+
+    class Dice:
+        def reset(self, **row: Any) -> str:
+            self.row, self.rolled = row, 0
+            return f" Row {row['n']}."
+
+        def roll(self, sides: int) -> str:
+            """Roll a die.
+
+            Args:
+                sides: How many.
+            """
+            self.rolled += 1
+            return str(sides)
+
+        def get_reward(self) -> float:
+            return 0.25
+
+    def reward(environments, n, trainer_state, log_extra, log_metric, **_):
+        values.extend(one.row["n"] for one in environments)
+        assert n == [one.row["n"] for one in environments]
+        log_metric("step_seen", trainer_state.global_step)
+        log_extra("rolled", [one.rolled for one in environments])
+        return [float(one.rolled) + 0.1 * one.row["n"] for one in environments]
+
+    made = trainers.trainer(tmp_path, reward_funcs=reward, environment_factory=Dice, max_steps=2)
+    made.train()
+    assert len(values) == 16
+    assert logged(made, "rewards/Dice/mean") == [0.25, 0.25]
+    assert logged(made, "step_seen") == [0.0, 1.0]

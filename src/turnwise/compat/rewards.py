@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from turnwise.errors import RecipeError
-from turnwise.rollout.scoring import RewardFunction
+from turnwise.rollout.scoring import RewardFunction, shown
 from turnwise.types import Message, Trajectory
 
 log = logging.getLogger(__name__)
@@ -118,9 +118,11 @@ class TrlContract:
             told["prompts"] = [one.task["prompt"] for one in siblings]
             told["completions"] = [self._decoded(ids) for ids in columns["completion_ids"]]
         elif self.form == "rollout":
-            told["completions"] = [
-                [{"role": "assistant", "content": self._decoded(ids)}] for ids in columns["completion_ids"]
-            ]
+            texts = [self._decoded(ids) for ids in columns["completion_ids"]]
+            if all(isinstance(one.task["prompt"], str) for one in siblings):
+                told["prompts"], told["completions"] = [one.task["prompt"] for one in siblings], texts
+            else:
+                told["completions"] = [[{"role": "assistant", "content": text}] for text in texts]
         else:
             told["completions"] = [self._messages(one) for one in siblings]
         if self.routed:
@@ -150,7 +152,7 @@ class TrlContract:
                 out.append(_as_parsed(turn.message))
             else:
                 out.append({"role": "assistant", "content": self._decoded(turn.ids)})
-            out += [message.as_dict() for message in turn.feedback]
+            out += [message.as_dict(shown) for message in turn.feedback]
         return out
 
     def _decoded(self, ids: Sequence[int]) -> str:
@@ -219,6 +221,12 @@ def reward_functions(
             )
         )
     return tuple(functions)
+
+
+def form_of(rows: Mapping[str, Sequence[Mapping[str, Any]]], *, plays: bool) -> Form:
+    """What completions look like: text where a prompt is plain text, and no environment or tool answers."""
+    prompts = [own[0].get("prompt") for own in rows.values()]
+    return "text" if not plays and all(isinstance(one, str) for one in prompts) else "chat"
 
 
 def name_of(reward: Any) -> str:

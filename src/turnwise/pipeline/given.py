@@ -17,7 +17,7 @@ from turnwise.envs.session import EnvSpec
 from turnwise.rollout.player import Player
 from turnwise.rollout.policies import ModelPolicy
 from turnwise.rollout.scoring import RewardFunction
-from turnwise.types import Task, TrajectoryGroup
+from turnwise.types import Sample, Task, TrajectoryGroup
 
 if TYPE_CHECKING:
     from turnwise.learn.learner import Learner
@@ -112,6 +112,8 @@ class Given:
     """In place of a shuffle by the recipe's seed."""
     player: Callable[..., Player] | None = None
     """Plays for RL in place of a `Scheduler`, and is made with its arguments."""
+    lessons: Callable[[int], Sequence[Sample]] | None = None
+    """What SFT learns from in an update, counted from 0, in place of recorded trajectories."""
     watcher: Watcher = field(default_factory=Watcher)
     kept_checkpoints: int | None = 1
     """Learner states that are kept while a stage lasts, each three times its model; None keeps all."""

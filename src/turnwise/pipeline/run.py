@@ -115,7 +115,7 @@ def plan(recipe: Recipe) -> Iterator[Planned]:
     if recipe.sft is not None:
         from turnwise.pipeline.sft import sft
 
-        yield Planned("sft", "sft", sft)
+        yield Planned("sft", "sft", lambda run: asyncio.run(sft(run)))
         yield from evaluating("sft", "sft")
     if recipe.rl is not None:
         from turnwise.pipeline.rl import rl

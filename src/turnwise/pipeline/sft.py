@@ -8,11 +8,13 @@ killed run goes on from its last checkpoint as if nothing had happened.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from turnwise.config import SftConfig
 from turnwise.errors import RecipeError
@@ -24,6 +26,7 @@ from turnwise.pipeline.collect import STAGE as COLLECT
 from turnwise.pipeline.collect import kept, place_of
 from turnwise.pipeline.context import Run
 from turnwise.pipeline.evaluate import evaluation_stage
+from turnwise.pipeline.given import StepEnd, Watcher
 from turnwise.pipeline.learning import load_latest, open_learner, save_model, save_state
 from turnwise.pipeline.shuffle import EndlessShuffle
 from turnwise.store import RunDir, read_trajectories
@@ -33,31 +36,37 @@ from turnwise.view.events import Progress, StepLine
 STAGE = "sft"
 
 
-def sft(run: Run) -> None:
+async def sft(run: Run) -> None:
     """Train, from the last checkpoint where there is one."""
-    config = run.recipe.sft
+    config, watcher = run.recipe.sft, run.given.watcher
     assert config is not None
     model = run.model_before(STAGE)
     with run.stage(STAGE, total=config.steps, unit="updates") as info:
         learner = open_learner(
             run, model, optimizer=config.optimizer, rows=config.rows, total_steps=config.steps
         )
-        start = load_latest(run, STAGE, learner)
-        lessons = _lessons(run, config, Demonstrations(run.renderer(model)))
-        order = LessonOrder(
-            {env: len(found) for env, found in lessons.items()}, config.batch, run.recipe.seed
-        )
-        for step in range(start + 1, config.steps + 1):
-            samples = [sample for env, i in order.update(step - 1) for sample in lessons[env][i]]
-            metrics = _update(learner, samples, config)
+        done = await asyncio.to_thread(load_latest, run, STAGE, learner)
+        await watcher.opened(learner, done)
+        lessons = run.given.lessons or _recorded(run, config, Demonstrations(run.renderer(model)), info)
+        for step in range(done + 1, config.steps + 1):
+            done = step
+            await watcher.step_began(step)
+            metrics = await asyncio.to_thread(_update, learner, lessons(step - 1), config, watcher)
             run.directory.metrics(STAGE, step, metrics)
             run.emit(StepLine(stage=STAGE, step=step, metrics=metrics))
             run.emit(Progress(stage=STAGE, done=step, metrics={"nll": metrics["nll"]}))
-            if step % config.checkpoint_every == 0 and step < config.steps:
-                save_state(run, STAGE, step, learner)
-        save_model(run, STAGE, config.steps, learner)
-        info["steps"] = config.steps
-        info["trajectories"] = {env: len(found) for env, found in lessons.items()}
+            wish = await watcher.step_ended(StepEnd(step=step, metrics=metrics))
+            if wish.save or (step % config.checkpoint_every == 0 and step < config.steps):
+                path = await asyncio.to_thread(save_state, run, STAGE, step, learner, wish.files)
+                await watcher.saved(step, path)
+            if wish.stop:
+                break
+        save_model(run, STAGE, done, learner)
+        info["steps"] = done
+
+
+Lessons = Callable[[int], Sequence[Sample]]
+"""What an update learns from, counted from 0."""
 
 
 class LessonOrder:
@@ -85,15 +94,26 @@ class LessonOrder:
                 yield env, order[place]
 
 
-def _update(learner: Learner, samples: list[Sample], config: SftConfig) -> dict[str, float]:
+def _update(
+    learner: Learner, samples: Sequence[Sample], config: SftConfig, watcher: Watcher
+) -> dict[str, float]:
     """One update on ``samples``: the mean over what ``weighting`` says counts equally."""
     began = time.monotonic()
     weighed = weigh(
         samples, "sequence" if config.weighting == "sample" else "token", by_env=config.weighting == "env"
     )
-    metrics = learner.forward_backward(weighed, cross_entropy) | learner.optim_step()
+    metrics = learner.forward_backward(weighed, cross_entropy) | learner.optim_step(watcher.moving())
+    watcher.updated(metrics)
     seconds = time.monotonic() - began
     return {**metrics, "learn_seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
+
+
+def _recorded(run: Run, config: SftConfig, demonstrations: Demonstrations, info: dict[str, Any]) -> Lessons:
+    """What was collected and what the recipe's sources have, in the order of the recipe's seed."""
+    lessons = _lessons(run, config, demonstrations)
+    info["trajectories"] = {env: len(found) for env, found in lessons.items()}
+    order = LessonOrder({env: len(found) for env, found in lessons.items()}, config.batch, run.recipe.seed)
+    return lambda update: [sample for env, i in order.update(update) for sample in lessons[env][i]]
 
 
 def _lessons(run: Run, config: SftConfig, demonstrations: Demonstrations) -> dict[str, list[list[Sample]]]:

@@ -39,13 +39,13 @@ TABLE: dict[str, set[str]] = {
     "envs": {"config", "images"},
     "chat": {"images"},
     "engines": {"chat"},
-    "rollout": {"envs", "chat", "config", "engines.base"},
-    "learn": {"chat", "config", "store", "checkpoints"},
+    "rollout": {"envs", "chat", "config", "engines.base", "images"},
+    "learn": {"chat", "config", "store", "checkpoints", "images"},
     "view": {"store", "config", "recipe", "codec", "journal"},
     "pipeline": {"envs", "chat", "engines", "rollout", "learn", "view", "store", "config", "recipe", "codec"},
     "compat": {
         *("envs", "chat", "engines", "rollout", "learn", "view", "pipeline", "store", "config", "recipe"),
-        *("recipe_rules", "checkpoints", "codec", "journal"),
+        *("recipe_rules", "checkpoints", "codec", "images", "journal"),
     },
     "cli": {"envs", "chat", "engines", "rollout", "learn", "view", "pipeline", "store", "config", "recipe"},
     "__main__": {"cli"},
@@ -68,7 +68,7 @@ HEAVY_ROOMS = {"learn", "engines", "compat"}
 are its Trainer's. Elsewhere they are imported lazily, inside of functions, if at all."""
 LAZY_ROOMS = {"chat", "pipeline", "cli"}
 """May import heavy libraries inside of functions."""
-TORCHLESS = {"chat", "rollout", "envs", "view", "store", "config", "recipe", "codec", "journal"}
+TORCHLESS = {"chat", "rollout", "envs", "view", "store", "config", "recipe", "codec", "images", "journal"}
 """May not import torch, not even lazily."""
 
 

@@ -19,6 +19,7 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -187,25 +188,24 @@ def put(image: Image | bytes) -> ImageBlock:
 
 
 def load(sha256: str) -> Image:
-    """The image of a hash, pixels included.
+    """The image of a hash. Its size is known; pixels are decoded when somebody looks at them.
 
     Raises:
         StoreError: It is nowhere to be found.
         MissingExtraError: Pillow is not installed.
     """
-    image = _opened(STORE.read(sha256), f"the file of image {sha256}")
-    image.load()
-    return image
+    return _opened(STORE.read(sha256), f"the file of image {sha256}")
 
 
-def size(sha256: str) -> tuple[int, int]:
-    """Width and height in pixels, from the file's head.
+def receive(data: bytes) -> None:
+    """Store a file that another process has made.
 
     Raises:
-        StoreError: It is nowhere to be found.
-        MissingExtraError: Pillow is not installed.
+        ImageError: It is no image.
     """
-    return _opened(STORE.read(sha256), f"the file of image {sha256}").size
+    if _opened(data, "the bytes").format != "PNG":
+        raise ImageError("the bytes are no PNG file")
+    STORE.add(data)
 
 
 def is_image(value: Any) -> TypeGuard[Image]:
@@ -222,7 +222,13 @@ def named_in(trajectory: Trajectory) -> set[str]:
     for content in contents:
         if not isinstance(content, str):
             hashes |= {block.sha256 for block in content if isinstance(block, ImageBlock)}
-    left: list[Any] = [trajectory.task]
+    return hashes | named_in_json(trajectory.task)
+
+
+def named_in_json(value: Any) -> set[str]:
+    """The hashes of the images that JSON of a row names."""
+    hashes: set[str] = set()
+    left = [value]
     while left:
         value = left.pop()
         if (block := named(value)) is not None:
@@ -232,6 +238,20 @@ def named_in(trajectory: Trajectory) -> set[str]:
         elif isinstance(value, list | tuple):
             left += value
     return hashes
+
+
+def as_json(image: Image | bytes) -> dict[str, str]:
+    """Store an image; what stands for it in a task's row: ``{"type": "image", "sha256": …}``."""
+    return asdict(put(image))
+
+
+def revived(value: Any) -> Any:
+    """JSON of a row with PIL images where it names some."""
+    if (block := named(value)) is not None:
+        return load(block.sha256)
+    if isinstance(value, Mapping):
+        return {name: revived(one) for name, one in value.items()}
+    return [revived(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def named(value: Any) -> ImageBlock | None:

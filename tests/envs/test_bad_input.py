@@ -189,9 +189,7 @@ def test_a_bad_tool_is_an_observation_and_the_episode_goes_on(cls):
     seen = asyncio.run(play())
     assert {name: seen[name] for name in RESULTS} == RESULTS
     assert seen["stops"][0] == "raised" and "StopIteration" in seen["stops"][1]
-    assert (
-        seen["a_picture"][0] == "bad_result" and "images and bytes are no results yet" in seen["a_picture"][1]
-    )
+    assert seen["a_picture"][0] == "bad_result" and "bytes, which is no result" in seen["a_picture"][1]
     assert seen["circular"][0] == "bad_result" and "more than 200 levels" in seen["circular"][1]
 
 

@@ -101,7 +101,7 @@ class Vision:
         """
         grid = self._grids.get(sha256)
         if grid is None:
-            width, height = images.size(sha256)
+            width, height = images.load(sha256).size
             with boundary(ImageError, f"image {sha256} ({width} × {height} pixels)"):
                 patches = int(self._processor.get_number_of_image_patches(height, width))
             return patches // self.merge**2

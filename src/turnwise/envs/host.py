@@ -22,6 +22,7 @@ from functools import partial
 from time import perf_counter
 from typing import Any, Self, TypeVar
 
+from turnwise import images
 from turnwise.envs import contain, observe
 from turnwise.envs.base import Env
 from turnwise.envs.session import Limits
@@ -106,13 +107,13 @@ class HostedEnv:
     # -- the session protocol ------------------------------------------------------------------------
 
     async def reset(self, task: Task, seed: int) -> tuple[Message, ...]:
-        """Start an episode; ``env.rng`` is seeded before, and the task is the episode's own copy."""
+        """Start an episode; ``env.rng`` is seeded before, and the task, images and all, is its own copy."""
         what = f"environment {self.name}: reset"
         env = self._live(what)
 
         def seeded_reset() -> Any:
             env.rng = random.Random(seed)
-            return env.reset(copy.deepcopy(dict(task)))
+            return env.reset(images.revived(copy.deepcopy(dict(task))))
 
         with boundary(EnvError, what):
             messages = await self._run(what, seeded_reset, partial(observe.messages, what=what))

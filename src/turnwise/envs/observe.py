@@ -5,17 +5,19 @@ Runs where the environment runs (its thread, its process), so that a 10 MB resul
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, TypeGuard, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from turnwise.errors import EnvError, ScoringError, TaskError
+from turnwise import images
+from turnwise.errors import EnvError, ImageError, ScoringError, TaskError
 from turnwise.types import Content, ImageBlock, Message, Role, Step, TextBlock, ToolCall
 
 Blocks = tuple[TextBlock | ImageBlock, ...]
@@ -26,7 +28,7 @@ class BadResultError(Exception):
 
 
 def observation(value: Any, limit: int | None) -> Content:
-    """Text as it is, content blocks kept, other JSON values as compact JSON text.
+    """Text as it is, images and content blocks as blocks, other JSON values as compact JSON text.
 
     Args:
         value: What a method returned.
@@ -37,15 +39,89 @@ def observation(value: Any, limit: int | None) -> Content:
     """
     if isinstance(value, str):
         return cut(value, limit)
-    if isinstance(value, TextBlock | ImageBlock):
-        value = (value,)
-    if _is_blocks(value):
-        return _cut_blocks(tuple(value), limit)
+    found = blocks(value)
+    if found is not None:
+        return _cut_blocks(found, limit)
     try:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         raise BadResultError(f"{not_json(value)}; return text, JSON values or a Step") from None
     return cut(text, limit)
+
+
+def blocks(value: Any, *, text: bool = False) -> Blocks | None:
+    """Content blocks in any of the forms in which they are written; None for anything else.
+
+    Those are our own, PIL images, and mappings as TRL and OpenAI have them: ``{"type": "text", "text": …}``,
+    ``{"type": "image", "image": a PIL image or the bytes of a file}``, ``{"type": "image_url", "image_url":
+    {"url": "data:image/png;base64,…"}}``. Beside an image, text may also stand as it is.
+
+    Args:
+        value: One of these or a list of them.
+        text: Mappings of text are blocks also where no image is among them; else they are JSON like any.
+
+    Raises:
+        BadResultError: One says that it is an image, and is none.
+    """
+    if isinstance(value, TextBlock | ImageBlock) or images.is_image(value):
+        value = [value]
+    if not isinstance(value, list | tuple) or not value:
+        return None
+    kinds = {_kind(part) for part in value}
+    if None in kinds or not (kinds & {"own", "image"} or (text and kinds == {"text"})):
+        return None
+    return tuple(_block(part) for part in value)
+
+
+def _kind(part: Any) -> Literal["own", "image", "text"] | None:
+    """What a part of a list would be as a block."""
+    if isinstance(part, TextBlock | ImageBlock):
+        return "own"
+    if images.is_image(part) or images.named(part) is not None:
+        return "image"
+    if isinstance(part, str):
+        return "text"
+    if not isinstance(part, Mapping):
+        return None
+    if part.get("type") == "text" and part.keys() == {"type", "text"}:
+        return "text"
+    for kind in ("image", "image_url"):
+        if part.get("type") == kind and part.keys() <= {"type", kind}:
+            return "image"
+    return None
+
+
+def _block(part: Any) -> TextBlock | ImageBlock:
+    if isinstance(part, TextBlock | ImageBlock):
+        return part
+    if isinstance(part, str):
+        return TextBlock(text=part)
+    if isinstance(part, Mapping) and part["type"] == "text":
+        if not isinstance(part["text"], str):
+            raise BadResultError(f"a text block whose text is {_a(part['text'])}")
+        return TextBlock(text=part["text"])
+    image = part
+    if isinstance(part, Mapping) and images.named(part) is None:
+        image = _from_url(part["image_url"]) if "image_url" in part else part.get("image")
+    if (block := images.named(image)) is not None:
+        return block
+    if not (isinstance(image, bytes) or images.is_image(image)):
+        raise BadResultError(f"an image block that holds {_a(image)}; it takes a PIL image or a file's bytes")
+    try:
+        return images.put(image)
+    except ImageError as cause:
+        raise BadResultError(f"an image that cannot be used: {cause}") from cause
+
+
+def _from_url(value: Any) -> bytes:
+    url = value.get("url") if isinstance(value, Mapping) else value
+    head, found, body = str(url).partition(";base64,")
+    if not (found and head.startswith("data:image/")):
+        raise BadResultError(f"the image URL {str(url)[:60]!r}; none is fetched: write data:image/…;base64,…")
+    try:
+        return base64.b64decode(body, validate=True)
+    except ValueError:
+        raise BadResultError("an image URL whose base64 is broken") from None
 
 
 def cut(text: str, limit: int | None) -> str:
@@ -63,12 +139,15 @@ def messages(value: Any, what: str) -> tuple[Message, ...]:
     Raises:
         EnvError: Nothing that a policy could answer.
     """
-    if isinstance(value, list | tuple) and value and all(isinstance(one, Message) for one in value):
-        if value[-1].role == "assistant":
-            raise EnvError(f"{what} ended with an assistant message: the policy has nothing to answer")
-        return tuple(replace(_sound(one, what), content=observation(one.content, None)) for one in value)
-    if isinstance(value, str | TextBlock | ImageBlock) or _is_blocks(value):
-        return (Message.user(observation(value, None)),)
+    try:
+        if isinstance(value, list | tuple) and value and all(isinstance(one, Message) for one in value):
+            if value[-1].role == "assistant":
+                raise EnvError(f"{what} ended with an assistant message: the policy has nothing to answer")
+            return tuple(replace(_sound(one, what), content=observation(one.content, None)) for one in value)
+        if isinstance(value, str) or blocks(value) is not None:
+            return (Message.user(observation(value, None)),)
+    except BadResultError as cause:
+        raise EnvError(f"{what} returned {cause}") from cause
     found = "an empty list" if value == [] else _a(value)
     raise EnvError(f"{what} returned {found}; return text, content blocks or a list of Message")
 
@@ -115,7 +194,7 @@ def spoken(message: Message, what: str) -> Message:
         EnvError: It cannot be stored: a call's arguments are not JSON, a part is of the wrong type.
     """
     _sound(message, what)
-    if not isinstance(message.content, str) and not _is_blocks(message.content):
+    if not isinstance(message.content, str) and blocks(message.content) != message.content:
         raise EnvError(f"{what} returned a message whose content is {_a(message.content)}")
     calls = tuple(replace(call, arguments=copy.deepcopy(dict(call.arguments))) for call in message.tool_calls)
     return replace(message, tool_calls=calls) if calls else message
@@ -181,11 +260,21 @@ def task_row(row: Any, what: str) -> dict[str, Any]:
     """
     if not isinstance(row, Mapping):
         raise TaskError(f"{what}: a task is a JSON object; found {_a(row)}")
+    row = _with_images_named(row)
     problem = json_problem(row)
     if problem:
         raise TaskError(f"{what}: a task must be JSON, so that runs can store it: {problem}")
     copy: dict[str, Any] = json.loads(json.dumps(row, default=dict))
     return copy
+
+
+def _with_images_named(value: Any) -> Any:
+    """A row with its PIL images stored, and what stands for them in JSON."""
+    if images.is_image(value):
+        return images.as_json(value)
+    if isinstance(value, Mapping):
+        return {name: _with_images_named(one) for name, one in value.items()}
+    return [_with_images_named(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def json_problem(value: Any, path: str = "", depth: int = 0) -> str | None:
@@ -216,8 +305,8 @@ def json_problem(value: Any, path: str = "", depth: int = 0) -> str | None:
 
 def not_json(value: Any) -> str:
     """Why ``value`` is not JSON: ``a set, which is not JSON``."""
-    if isinstance(value, bytes | bytearray) or type(value).__module__.startswith("PIL."):
-        return f"{_a(value)}: images and bytes are no results yet"
+    if isinstance(value, bytes | bytearray):
+        return f'{_a(value)}, which is no result; an image is {{"type": "image", "image": …}} or a PIL image'
     problem = json_problem(value)
     return f"{problem or _a(value)}, which is not JSON"
 
@@ -228,14 +317,6 @@ def _a(value: Any) -> str:
     kind = type(value)
     name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
-
-
-def _is_blocks(value: Any) -> TypeGuard[Blocks]:
-    return (
-        isinstance(value, list | tuple)
-        and bool(value)
-        and all(isinstance(one, TextBlock | ImageBlock) for one in value)
-    )
 
 
 def _cut_blocks(blocks: Blocks, limit: int | None) -> Blocks:

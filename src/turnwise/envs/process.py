@@ -10,6 +10,7 @@ should not reach back. A child whose parent is gone exits by itself, even if it 
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
 import json
 import logging
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import TypeAdapter
 
+from turnwise import images
 from turnwise.envs.contain import CANCEL_SECONDS
 from turnwise.envs.host import HostedEnv
 from turnwise.envs.session import Limits
@@ -39,7 +41,7 @@ from turnwise.errors import (
     TurnwiseError,
     message_of,
 )
-from turnwise.types import Message, Step, Task, ToolCall, ToolResult, ToolSchema
+from turnwise.types import ImageBlock, Message, Step, Task, ToolCall, ToolResult, ToolSchema
 
 if TYPE_CHECKING:
     from turnwise.envs.spec import ClassSpec
@@ -142,7 +144,9 @@ class ProcessEnv:
 
     async def reset(self, task: Task, seed: int) -> tuple[Message, ...]:
         """Start an episode."""
-        return _messages.validate_python(await self._ask("reset", {"task": task, "seed": seed}))
+        files = [images.STORE.read(sha256) for sha256 in sorted(images.named_in_json(task))]
+        request = {"task": task, "seed": seed, "images": [_text(file) for file in files]}
+        return _messages.validate_python(await self._ask("reset", request))
 
     async def call(self, call: ToolCall) -> ToolResult:
         """Run one tool call; one that hangs is killed, and the environment with it."""
@@ -227,6 +231,9 @@ class ProcessEnv:
             body = await self._reader.readexactly(self._size)
             self._size = None
             answer: dict[str, Any] = json.loads(body)
+            if "image" in answer:
+                images.receive(base64.b64decode(answer["image"]))
+                continue
             # An answer to a call whose caller was cancelled comes late, and is nobody's.
             if answer["id"] == asked:
                 return answer
@@ -259,6 +266,7 @@ async def _serve(wire: socket.socket) -> None:
     inbox: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
     threading.Thread(target=_listen, args=(wire, inbox, asyncio.get_running_loop()), daemon=True).start()
     env: HostedEnv | None = None
+    shown: set[str] = set()
     while (request := await inbox.get()) is not None:
         answer: dict[str, Any] = {"id": request["id"]}
         try:
@@ -273,6 +281,10 @@ async def _serve(wire: socket.socket) -> None:
         except TurnwiseError as error:
             kind = next((kind for kind in ERRORS if isinstance(error, kind)), EnvError)
             answer |= {"error": kind.__name__, "message": message_of(error)}
+        # What an answer names comes before it, each file once.
+        for sha256 in sorted(_named_in(answer.get("value")) - shown):
+            wire.sendall(_frame({"id": request["id"], "image": _text(images.STORE.read(sha256))}))
+            shown.add(sha256)
         wire.sendall(_frame(answer))
     if env is not None:
         await env.close()
@@ -290,6 +302,8 @@ async def _open(request: dict[str, Any]) -> HostedEnv:
 async def _perform(env: HostedEnv, request: dict[str, Any]) -> Any:
     method = request["method"]
     if method == "reset":
+        for file in request["images"]:
+            images.receive(base64.b64decode(file))
         return await env.reset(request["task"], request["seed"])
     if method == "call":
         result = await env.call(_tool_call.validate_python(request["call"]))
@@ -314,6 +328,26 @@ def _listen(
     loop.call_soon_threadsafe(inbox.put_nowait, None)
     time.sleep(CLOSE_SECONDS)
     os._exit(1)
+
+
+def _named_in(value: Any) -> set[str]:
+    """The images that an answer names."""
+    if isinstance(value, ImageBlock):
+        return {value.sha256}
+    if isinstance(value, list | tuple):
+        return {sha256 for one in value for sha256 in _named_in(one)}
+    held: tuple[Any, ...] = ()
+    if isinstance(value, Message):
+        held = (value.content,)
+    elif isinstance(value, ToolResult):
+        held = (value.content, value.step)
+    elif isinstance(value, Step):
+        held = (value.observation,)
+    return {sha256 for one in held for sha256 in _named_in(one)}
+
+
+def _text(file: bytes) -> str:
+    return base64.b64encode(file).decode()
 
 
 def _frame(value: Mapping[str, Any]) -> bytes:

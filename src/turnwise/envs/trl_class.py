@@ -18,13 +18,16 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, get_args
 
 from turnwise.envs.base import Env
+from turnwise.envs.observe import BadResultError, blocks
 from turnwise.envs.schema import describe_function
 from turnwise.envs.tools import Tool, then
 from turnwise.errors import EnvError, EnvSpecError, boundary
+from turnwise.images import is_image
 from turnwise.types import Content, Message, Role, Step, Task, TextBlock, ToolCall
 
 NOT_TOOLS = ("reset", "get_reward", "close")
@@ -35,7 +38,11 @@ CLOSE_SECONDS = 10.0
 
 
 def adapt(
-    factory: Callable[..., Any], *, tools: Sequence[Tool] = (), named_reward: bool = False
+    factory: Callable[..., Any],
+    *,
+    tools: Sequence[Tool] = (),
+    named_reward: bool = False,
+    shown: Callable[[Callable[..., Any]], Mapping[str, Any] | None] | None = None,
 ) -> type[Env]:
     """An `Env` class over a TRL-style class, or over a function that returns an instance of one.
 
@@ -44,6 +51,7 @@ def adapt(
         tools: Offered before the class's own.
         named_reward: As ``GRPOTrainer`` does, take what ``get_reward`` returns under the class's name, and
             leave an attribute ``reward`` to the reward functions.
+        shown: How the model is shown a method; None, given or returned, leaves it to us.
 
     Raises:
         EnvSpecError: Its instances have no ``reset``, or a tool cannot be described.
@@ -61,6 +69,7 @@ def adapt(
         "inner_class": inner,
         "factory": staticmethod(factory),
         "given_tools": tuple(tools),
+        "shown": None if shown is None else staticmethod(shown),
         "reward_name": inner.__name__ if named_reward else None,
         "system": None,
         "__signature__": inspect.signature(factory),
@@ -108,7 +117,7 @@ class Conversation(Env):
         """The row's prompt."""
         if task.get("prompt") is None:
             raise EnvError("the row has no 'prompt', and there is no environment whose reset returns one")
-        return opening(task["prompt"], None)
+        return opening(task["prompt"], None, _images(task))
 
 
 class TrlEnv(Env):
@@ -117,6 +126,7 @@ class TrlEnv(Env):
     inner_class: ClassVar[type] = object
     factory: ClassVar[Callable[..., Any]]
     given_tools: ClassVar[tuple[Tool, ...]] = ()
+    shown: ClassVar[Callable[[Callable[..., Any]], Mapping[str, Any] | None] | None] = None
     reward_name: ClassVar[str | None] = None
     """Of what ``get_reward`` returns; None names it ``reward``, as is the attribute then."""
 
@@ -132,9 +142,10 @@ class TrlEnv(Env):
                 continue
             static = isinstance(inspect.getattr_static(cls.inner_class, name), staticmethod)
             described = describe_function(function, owner=cls.inner_class, method=not static)
+            shown = None if cls.shown is None else cls.shown(function)
             tools.append(
                 Tool(
-                    schema=described.schema,
+                    schema=replace(described.schema, shown=shown),
                     builders=described.builders,
                     bind=partial(_bind, name=name),
                     is_async=inspect.iscoroutinefunction(function),
@@ -146,8 +157,8 @@ class TrlEnv(Env):
         """Reset with the columns that the class names; its observation joins the row's prompt."""
         returned = self.inner.reset(**_named_columns(self.inner.reset, task))
         if inspect.isawaitable(returned):
-            return then(returned, partial(opening, task.get("prompt")))
-        return opening(task.get("prompt"), returned)
+            return then(returned, partial(opening, task.get("prompt"), shown=_images(task)))
+        return opening(task.get("prompt"), returned, _images(task))
 
     def reward(self) -> Any:
         """``get_reward()``, or the attribute ``reward``; none where there is neither."""
@@ -195,14 +206,19 @@ def _named_columns(reset: Callable[..., Any], task: Task) -> dict[str, Any]:
     return {key: value for key, value in task.items() if key in names}
 
 
-def opening(prompt: Any, returned: Any) -> Content | list[Message]:
-    """The first messages: the prompt, with what ``reset`` returned appended to its last one."""
+def opening(prompt: Any, returned: Any, shown: Sequence[Any] = ()) -> Content | list[Message]:
+    """The first messages: the prompt, with what ``reset`` returned appended to its last one.
+
+    Images of the row's own columns fill the prompt's empty ``{"type": "image"}``; where it is text alone,
+    they stand before the first user's.
+    """
     said: Any = _blocks(returned)
     if prompt is None:
         if said is None:
             raise EnvError("reset returned None and the row has no 'prompt': the policy is told nothing")
         return said  # type: ignore[no-any-return]  # checked by the host, as every reset's result is
-    messages = [Message.user(prompt)] if isinstance(prompt, str) else [_message(entry) for entry in prompt]
+    entries = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    messages = [_message(entry) for entry in _illustrated(entries, shown)]
     if not messages:
         raise EnvError("the row's 'prompt' is an empty list")
     if said is not None:
@@ -222,12 +238,41 @@ def _as_blocks(content: Any) -> tuple[Any, ...]:
 
 
 def _blocks(value: Any) -> Any:
-    """TRL's ``[{"type": "text", "text": …}]`` as blocks of ours; anything else as it is."""
-    if not isinstance(value, list) or not value:
-        return value
-    if not all(isinstance(part, Mapping) and set(part) == {"type", "text"} for part in value):
-        return value
-    return tuple(TextBlock(text=part["text"]) for part in value)
+    """TRL's ``[{"type": "text", "text": …}, {"type": "image", "image": …}]`` as ours; else as it is."""
+    found = blocks(value, text=True)
+    return value if found is None else found
+
+
+def _images(task: Task) -> list[Any]:
+    """The images of a row's columns ``images`` or ``image``."""
+    one, several = task.get("image"), task.get("images")
+    shown = several if several is not None else [] if one is None else [one]
+    return list(shown) if isinstance(shown, list | tuple) and all(map(is_image, shown)) else []
+
+
+def _illustrated(entries: list[Any], shown: Sequence[Any]) -> list[Any]:
+    """A prompt's messages with images where their places are."""
+    plain = all(isinstance(entry, Mapping) and isinstance(entry.get("content"), str) for entry in entries)
+    if shown and plain:
+        first = next((i for i, entry in enumerate(entries) if entry.get("role") == "user"), None)
+        if first is None:
+            raise EnvError("the row has images, and its 'prompt' has no user's message to show them in")
+        parts = [{"type": "image"}] * len(shown) + [{"type": "text", "text": entries[first]["content"]}]
+        entries = [*entries[:first], {**entries[first], "content": parts}, *entries[first + 1 :]]
+    left = list(shown)
+    out, places = [], 0
+    for entry in entries:
+        if isinstance(entry, Mapping) and isinstance(entry.get("content"), list):
+            content = list(entry["content"])
+            for index, part in enumerate(content):
+                if isinstance(part, Mapping) and part.keys() == {"type"} and part["type"] == "image":
+                    places += 1
+                    content[index] = left.pop(0) if left else part
+            entry = {**entry, "content": content}
+        out.append(entry)
+    if places != len(shown):
+        raise EnvError(f"the row has {len(shown)} images, and its 'prompt' has {places} places for them")
+    return out
 
 
 def _message(entry: Any) -> Message:
@@ -247,7 +292,10 @@ def _message(entry: Any) -> Message:
                 name=function["name"], arguments=function.get("arguments", {}), id=call.get("id", f"p{index}")
             )
         )
-    content = _blocks(entry.get("content") or "")
+    try:
+        content = _blocks(entry.get("content") or "")
+    except BadResultError as cause:
+        raise EnvError(f"the row's 'prompt' holds {cause}") from cause
     if not isinstance(content, str | tuple):
         raise EnvError(f"the row's 'prompt' holds content that is neither text nor text blocks: {content!r}")
     return Message(

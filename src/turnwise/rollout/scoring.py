@@ -32,12 +32,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, Self
 
+from turnwise import images
 from turnwise.envs import contain
 from turnwise.envs.observe import finite
 from turnwise.errors import EnvLostError, RecipeError, ScoringError, TurnwiseError, boundary
 from turnwise.rollout.policies import TeacherPolicy
 from turnwise.rollout.record import failure_of
-from turnwise.types import FORFEIT, Reward, StopReason, Trajectory
+from turnwise.types import FORFEIT, ImageBlock, Reward, StopReason, Trajectory
 
 ScoreOrError = float | None | TurnwiseError
 """A `ScoringError` where the sibling's replies broke the function, an `EnvLostError` where they did not."""
@@ -263,17 +264,20 @@ def trl_columns(
     """Siblings of one task as the keyword arguments of a TRL reward function.
 
     ``prompts`` and ``completions`` are lists of message dicts: the messages before the first reply, and all
-    that follow. ``completion_ids`` has every token after the prompt, tool results included; it is empty for
-    demonstrations. ``environments`` are there where the siblings' instances are.
+    that follow, images as PIL images. ``completion_ids`` has every token after the prompt, tool results
+    included; it is empty for demonstrations. ``environments`` are there where the siblings' instances are.
     """
     columns: dict[str, list[Any]] = {
-        name: [one.task.get(name) for one in siblings] for name in siblings[0].task if name not in TRL_OWN
+        name: [images.revived(one.task.get(name)) for one in siblings]
+        for name in siblings[0].task
+        if name not in TRL_OWN
     }
     columns["prompts"] = [
-        [message.as_dict() for message in one.segments[0].prompt] if one.segments else [] for one in siblings
+        [message.as_dict(shown) for message in one.segments[0].prompt] if one.segments else []
+        for one in siblings
     ]
     columns["completions"] = [
-        [message.as_dict() for turn in one.turns for message in (turn.message, *turn.feedback)]
+        [message.as_dict(shown) for turn in one.turns for message in (turn.message, *turn.feedback)]
         for one in siblings
     ]
     columns["completion_ids"] = [_completion_ids(one) for one in siblings]
@@ -284,6 +288,11 @@ def trl_columns(
         rest = columns.get(name, [None] * len(siblings))
         columns[name] = [one.columns.get(name, found) for one, found in zip(at_hand, rest, strict=True)]
     return columns
+
+
+def shown(block: ImageBlock) -> Any:
+    """An image as TRL hands it on."""
+    return images.load(block.sha256)
 
 
 def _completion_ids(trajectory: Trajectory) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,9 +57,14 @@ class ToolSchema:
     description: str
     parameters: Mapping[str, Any]
     """JSON schema of an object: ``{"type": "object", "properties": {…}, "required": […]}``."""
+    shown: Mapping[str, Any] | None = None
+    """What the model is shown as `as_function`, where that is not made of the rest; arguments are checked
+    against ``parameters`` all the same."""
 
     def as_function(self) -> dict[str, Any]:
         """The form that chat templates and OpenAI-compatible endpoints take."""
+        if self.shown is not None:
+            return dict(self.shown)
         return {
             "type": "function",
             "function": {"name": self.name, "description": self.description, "parameters": self.parameters},
@@ -87,9 +92,23 @@ class Message:
             return self.content
         return "".join(block.text for block in self.content if isinstance(block, TextBlock))
 
-    def as_dict(self) -> dict[str, Any]:
-        """The form that chat templates and TRL's reward functions take; images are left out."""
+    def as_dict(self, image: Callable[[ImageBlock], Any] | None = None) -> dict[str, Any]:
+        """The form that chat templates and TRL's reward functions take.
+
+        Content with images is a list: ``[{"type": "text", "text": …}, {"type": "image", "image": …}]``.
+
+        Args:
+            image: What is put for an image; its hash, if not given.
+        """
         out: dict[str, Any] = {"role": self.role, "content": self.text}
+        if any(isinstance(block, ImageBlock) for block in self.content):
+            out["content"] = [
+                {"type": "text", "text": block.text}
+                if isinstance(block, TextBlock)
+                else {"type": "image", "image": block.sha256 if image is None else image(block)}
+                for block in self.content
+                if not isinstance(block, str)
+            ]
         if self.tool_calls:
             out["tool_calls"] = [
                 {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from turnwise.cli import doctor, env, report, run
+from turnwise.cli import doctor, env, report, run, vllm
 from turnwise.errors import TurnwiseError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.command("run")(run.run)
 app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 app.add_typer(env.app, name="env")
+app.add_typer(vllm.app, name="vllm")
 
 
 def main() -> None:

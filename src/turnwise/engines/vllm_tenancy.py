@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 import shutil
 from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
@@ -320,3 +321,27 @@ async def each(servers: Sequence[VllmServer], action: Callable[[VllmServer], Any
     if refused or (failures and len(failures) == len(servers)):
         raise next(iter(refused or failures.values()))
     return failures
+
+
+async def evict(url: str) -> list[str]:
+    """End every lease on a server and unload every run's adapters; says what there was.
+
+    Raises:
+        EngineError: There is no such server.
+    """
+    server = VllmServer(url, key=os.environ.get("VLLM_API_KEY"))
+    try:
+        await server.wait(0.0)
+        done = []
+        for name in await server.adapters():
+            if Label.parse(name) is not None:
+                await server.unload_adapter(name)
+                done.append(f"unloaded {name}")
+        found = await server.label()
+        label = Label.parse(found)
+        if label is not None and label.holder != FREE:
+            await server.set_label(str(Label(FREE, label.version)))
+            done.append(f"the lease of {label.holder} has ended")
+        return done or [f"{server} is held by nobody (its weights are labelled {found!r})"]
+    finally:
+        await server.aclose()

@@ -56,12 +56,14 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def tokens_of(groups: Sequence[TrajectoryGroup]) -> int:
-    """Tokens of prompts and of all that followed, over all episodes: what ``num_tokens`` counts."""
+    """Tokens of prompts and of what was sampled, over all episodes: what ``num_tokens`` counts. What tools
+    answered is in neither.
+    """
     return sum(
-        len(turn.context_ids or ()) + len(turn.ids or ())
+        len(one.turns[0].context_ids or ()) + one.sampled_tokens
         for group in groups
         for one in group.trajectories
-        for turn in one.turns
+        if one.turns
     )
 
 

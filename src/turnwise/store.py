@@ -71,7 +71,8 @@ class RunDir:
     def __init__(self, path: Path | str, checkpoints: Checkpoints | None = None) -> None:
         self.path = Path(path)
         self._checkpoints = checkpoints or Checkpoints(self.path / "checkpoints")
-        self._images = ImageFolder(self.path / "images")
+        self.images = self.path / "images"
+        self._images = ImageFolder(self.images)
         self._lock_fd: int | None = None
         self._journals: dict[str, Journal] = {}
         self._known_ids: dict[str, set[str]] = {}

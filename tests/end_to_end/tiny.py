@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from turnwise import checkpoints, store
+from turnwise import checkpoints, journal, store
 from turnwise.config import Recipe
 from turnwise.errors import RecipeError
 from turnwise.journal import Journal
@@ -126,7 +126,7 @@ class Trap:
 
     def arm(self, root: Path) -> None:
         """Put it into this process."""
-        append, sync_tree, write = Journal.append, checkpoints._sync_tree, store.write_atomic
+        append, sync_tree, write = Journal.append, checkpoints._sync_tree, journal.write_atomic
 
         def go_off() -> None:
             os.kill(os.getpid(), self.signal)
@@ -152,7 +152,8 @@ class Trap:
             write(path, data)
 
         Journal.append = trapped_append
-        checkpoints._sync_tree, store.write_atomic = trapped_sync, trapped_write
+        checkpoints._sync_tree = trapped_sync
+        journal.write_atomic = store.write_atomic = trapped_write
 
 
 class Child:

@@ -12,7 +12,7 @@ from tests.support.tokenizers import tiny_tokenizer, trl_template
 from turnwise import images
 from turnwise.chat.processing import Processing
 from turnwise.chat.renderer import TemplateRenderer, load_renderer
-from turnwise.types import ImageBlock
+from turnwise.types import ImageBlock, Message
 
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 VlFamily = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
@@ -136,3 +136,15 @@ def plain_logprobs(model: Any, ids: Any, hashes: Any, temperature: float = 1.0) 
     with torch.inference_mode():
         rows = (plain_logits(model, ids, hashes).double() / temperature).log_softmax(-1)[:-1]
     return rows[torch.arange(len(ids) - 1), torch.tensor(list(ids))[1:]].numpy()
+
+
+@torch.no_grad()
+def ending(model: Any) -> Any:
+    """The model, made to end its replies after a few tokens: a random one never would."""
+    rendered = vl_renderer().prompt([Message.user("What is it?")])
+    tokenizer = vl_tokenizer()
+    states = model.model(input_ids=torch.tensor([rendered.ids])).last_hidden_state[0, -20:]
+    mean = states.mean(0)
+    row = model.get_input_embeddings().weight[tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    row.copy_(mean * 7.0 / mean.dot(mean))
+    return model

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.chat.check import TemplateReport
+from turnwise.chat.processing import Processing
 from turnwise.errors import TemplateError, boundary
 from turnwise.types import Message, Rendered, ToolSchema
 
@@ -56,6 +57,7 @@ class TextRenderer:
         self.fingerprint = "text " + hashlib.sha256(source.encode()).hexdigest()
         self.reports: dict[bool, TemplateReport] = {}
         """There is no template that could be checked."""
+        self.processing, self.vision = Processing(tokenizer=tokenizer, parts=(tokenizer,)), None
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[ToolSchema] = ()) -> Rendered:
         """The ids of the only message's text.

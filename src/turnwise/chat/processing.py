@@ -6,13 +6,16 @@ videos, which cannot be made without torchvision; a model's name or directory is
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from turnwise.chat.vision import Vision
-from turnwise.errors import TemplateError, boundary
+from turnwise.errors import ImageError, TemplateError, boundary
+
+log = logging.getLogger(__name__)
 
 _PLACEHOLDER = "<|image_pad|>"
 """Of Qwen's families, whose tokenizers do not all name it."""
@@ -38,9 +41,11 @@ class Processing:
     def of(cls, given: Any, revision: str | None = None) -> Self:
         """Of a tokenizer, a processor, or the name or directory of a model.
 
+        An image processor that cannot be had, or is of a kind that is not known here, is left out with a
+        warning: text is read all the same.
+
         Raises:
-            TemplateError: It cannot be loaded.
-            ImageError: Its image processor is of a kind that is not known here.
+            TemplateError: The tokenizer cannot be loaded.
         """
         if isinstance(given, cls):
             return given
@@ -70,12 +75,16 @@ class Processing:
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         if not sees(name, revision):
             return cls(tokenizer=tokenizer, parts=(tokenizer,))
-        with boundary(TemplateError, f"the image processor of {name} cannot be loaded"):
-            image_processor = AutoImageProcessor.from_pretrained(name, revision=revision)
-            found = {
-                file: cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
-                for file in _FILES
-            }
+        try:
+            with boundary(ImageError, f"the image processor of {name} cannot be loaded"):
+                image_processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+        except ImageError as cause:
+            log.warning("images cannot be read: %s", cause)
+            return cls(tokenizer=tokenizer, parts=(tokenizer,))
+        found = {
+            file: cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+            for file in _FILES
+        }
         return cls(
             tokenizer=tokenizer,
             vision=_vision(image_processor, tokenizer, None),
@@ -110,11 +119,13 @@ def sees(name: str, revision: str | None = None) -> bool:
     return "vision_config" in config
 
 
-def _vision(image_processor: Any, tokenizer: Any, token: str | None) -> Vision:
+def _vision(image_processor: Any, tokenizer: Any, token: str | None) -> Vision | None:
     token = token or getattr(tokenizer, "image_token", None) or _PLACEHOLDER
     token_id = tokenizer.convert_tokens_to_ids(token)
-    if token_id is None or token_id == tokenizer.unk_token_id:
-        raise TemplateError(
-            f"the tokenizer has no image placeholder {token!r}: is it that of the image processor's model?"
-        )
-    return Vision(image_processor, token, int(token_id))
+    try:
+        if token_id is None or token_id == tokenizer.unk_token_id:
+            raise ImageError(f"the tokenizer has no placeholder {token!r} for them")
+        return Vision(image_processor, token, int(token_id))
+    except ImageError as cause:
+        log.warning("images cannot be read: %s", cause)
+        return None

@@ -88,7 +88,6 @@ def load_renderer(
     Raises:
         TemplateError: There is no template, or it cannot render a user's message, or the dialect is unknown,
             or ``thinking="template"`` would do nothing.
-        ImageError: The processor's images are of a kind that is not known here.
     """
     processing = Processing.of(tokenizer, revision)
     # A Jinja template without a brace is no template, and a path with one is no path that anyone has.

@@ -206,8 +206,8 @@ class ChatTemplate:
         """
         if self._image_token is None:
             raise TemplateError(
-                f"a {message.role} message holds an image, and there is no image processor: load a "
-                "vision-language model with its processor, or leave images out of observations"
+                f"a {message.role} message holds an image, and there is no image processor that is known "
+                "here: use a model such as Qwen2.5-VL or Qwen3-VL with its processor, or leave images out"
             )
         if message.role not in ("user", "tool"):
             raise TemplateError(

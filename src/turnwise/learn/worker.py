@@ -18,13 +18,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.utils import logging as progress
 
+from turnwise.chat.vision import Vision
 from turnwise.config import BatchConfig, ModelConfig, OptimizerConfig
 from turnwise.errors import TurnwiseError
+from turnwise.images import STORE
 from turnwise.learn.model import load_model
 from turnwise.learn.parallel import Call, ParallelLearner
 from turnwise.learn.ranks import Ranks
@@ -42,6 +45,10 @@ class Opening:
     seed: int
     reference: bool
     """Keep the starting weights, for a KL term."""
+    vision: Vision | None = None
+    """The image side of the model's processor."""
+    images: Path | None = None
+    """Where images are; a directory that is there for all of them."""
     threads: int = field(default_factory=torch.get_num_threads)
     """For tensor work on CPU; those of the first process."""
 
@@ -110,7 +117,9 @@ def _open(ranks: Ranks, opening: Opening, tokenizer: Any, module: Any) -> Parall
         config = config.model_copy(update={"dtype": dtype})
         if config.attention != "flash_attention_2":  # It has no code for CPUs.
             device = torch.device("cpu")
-    policy = load_model(config, module=module, device=device, seed=opening.seed)
+    if opening.images is not None:
+        STORE.look_in(opening.images)
+    policy = load_model(config, module=module, device=device, seed=opening.seed, vision=opening.vision)
     ranks.copy_from_first(policy)
     if opening.reference:
         policy.keep_reference()

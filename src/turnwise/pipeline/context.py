@@ -241,6 +241,7 @@ class Run:
             model.name,
             model.revision,
             module=self.given.model,
+            vision=self.renderer(model).vision,
             directory=self.directory.path,
         )
         try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from turnwise.chat.vision import Vision
 from turnwise.config import Recipe
 from turnwise.engines.base import Engine
 from turnwise.errors import RecipeError
@@ -16,7 +18,13 @@ from turnwise.types import WeightSource
 
 
 async def open_engine(
-    recipe: Recipe, name: str, revision: str | None, *, module: Any = None, directory: Path
+    recipe: Recipe,
+    name: str,
+    revision: str | None,
+    *,
+    module: Any = None,
+    vision: Vision | None = None,
+    directory: Path,
 ) -> Engine:
     """An engine on a model; whoever asks for it closes it.
 
@@ -25,6 +33,7 @@ async def open_engine(
         name: Hub name or directory of the model.
         revision: Of a model of the Hub.
         module: A model that is loaded already: its weights are taken in place of those of ``name``.
+        vision: The image side of the model's processor, for a model that sees.
         directory: The run's, by which servers know the run again when it is resumed.
 
     Raises:
@@ -43,7 +52,11 @@ async def open_engine(
         "max_context": config.max_context,
         "kv_tokens": config.kv_tokens,
         "prefill_tokens": config.prefill_tokens,
+        "vision": vision,
     }
+    if hasattr(module, "merge_and_unload"):  # It plays with one matrix where the learner has two more.
+        merged = await asyncio.to_thread(lambda: copy.deepcopy(module).merge_and_unload())
+        return await asyncio.to_thread(TransformersEngine, merged, copy=False, **options)
     if module is not None:
         return await asyncio.to_thread(TransformersEngine, module, **options)
     return await TransformersEngine.load(name, revision=revision, **options)

@@ -33,14 +33,12 @@ def open_learner(
     """
     config = run.recipe.model
     # By its name: a path given beside it would be a directory, which has no revisions.
-    started_from = config.model_copy(
-        update={"name": model.name, "revision": model.revision, "scratch": None}
-    )
+    started_from = config.model_copy(update={"name": model.name, "revision": model.revision, "scratch": None})
     renderer = run.renderer(model)
-    tokenizer = renderer.tokenizer
+    processing = renderer.processing
     if isinstance(renderer, TemplateRenderer) and config.chat_template is not None:
         # Whoever serves the model must ask as it was asked in training.
-        tokenizer.chat_template = renderer.template.source
+        processing.set_template(renderer.template.source)
     if run.given.ranks is not None:
         from turnwise.learn.worker import Opening, open_everywhere
 
@@ -51,15 +49,17 @@ def open_learner(
             total_steps=total_steps,
             seed=run.recipe.seed,
             reference=reference,
+            vision=renderer.vision,
+            images=run.directory.images,
         )
-        return open_everywhere(run.given.ranks, opening, tokenizer=tokenizer, module=run.given.model)
+        return open_everywhere(run.given.ranks, opening, tokenizer=processing, module=run.given.model)
     if run.recipe.parallel.kind != "ddp":
         run.note("warning", "parallel.kind does nothing in one process: start several with torchrun")
-    policy = load_model(started_from, module=run.given.model, seed=run.recipe.seed)
+    policy = load_model(started_from, module=run.given.model, seed=run.recipe.seed, vision=renderer.vision)
     if reference:
         policy.keep_reference()
     return Learner(
-        policy, tokenizer, optimizer=optimizer, rows=rows, total_steps=total_steps, seed=run.recipe.seed
+        policy, processing, optimizer=optimizer, rows=rows, total_steps=total_steps, seed=run.recipe.seed
     )
 
 

@@ -119,8 +119,8 @@ def _do(command: Sequence[str], directory: Path) -> None:
     if done.returncode:
         said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-20:])
         raise EngineError(
-            f"`{' '.join(command)}` failed:\n{said}\n\nWhat is there stays: run the same again once the cause "
-            "is gone (no network, no disk, an interpreter that this vLLM has no wheels for: --python; torch's "
+            f"`{' '.join(command)}` failed:\n{said}\n\nWhat is there stays: run the same again once the "
+            "cause is gone (no network, no disk, an interpreter that has no wheels: --python; torch's "
             "+cpu build that pip does not find: PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS). To begin afresh, "
             f"delete {directory}"
         )

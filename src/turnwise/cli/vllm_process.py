@@ -133,8 +133,8 @@ def start(
             probe.bind((plan.host, plan.port))
         except OSError as error:
             raise EngineError(
-                f"{plan.host}:{plan.port} cannot be listened on ({error.strerror}): choose another --port, or "
-                f"end the server there with `turnwise vllm down --port {plan.port}`"
+                f"{plan.host}:{plan.port} cannot be listened on ({error.strerror}): choose another --port, "
+                f"or end the server there with `turnwise vllm down --port {plan.port}`"
             ) from error
     note = _note(plan.port)
     note.parent.mkdir(parents=True, exist_ok=True)

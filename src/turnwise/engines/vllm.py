@@ -35,7 +35,7 @@ from turnwise.engines.vllm_answer import Drawn, finish_of, seed_of
 from turnwise.engines.vllm_placement import Placement
 from turnwise.engines.vllm_server import NothingSampledError, VllmServer
 from turnwise.engines.vllm_tenancy import Adapters, WholeModel
-from turnwise.engines.vllm_weights import Start, route_of
+from turnwise.engines.vllm_weights import Start, holder_name, route_of
 from turnwise.errors import EngineError
 from turnwise.types import Completion, Finish, Sampling, WeightSource
 
@@ -52,6 +52,7 @@ class _Flight:
     """A request that a server is at."""
 
     server: VllmServer
+    session: str | None
     name: str
     version: int
     """Asked for."""
@@ -135,7 +136,7 @@ class VllmEngine:
         scratch = None if weights_dir is not None else Path(tempfile.mkdtemp(prefix="turnwise-vllm-"))
         directory = (scratch or Path(str(weights_dir)).expanduser()).resolve()
         start = await asyncio.to_thread(Start.of, model, revision, config, initial)
-        name = _plain(holder or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}")
+        name = holder_name(holder or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}")
         servers = [VllmServer(url, key=os.environ.get("VLLM_API_KEY")) for url in urls]
         route = route_of(weights, directory, shared=weights_dir is not None, dtype=dtype, port=nccl_port)
         tenancy: WholeModel | Adapters
@@ -310,8 +311,12 @@ class VllmEngine:
         """One request, offered until a server takes it; with the version of each of its tokens."""
         until, wait = time.monotonic() + PATIENCE_SECONDS, 0.1
         while True:
-            server = self._placement.place(session, (one.server for one in self._flights))
-            flight = _Flight(server=server, name=secrets.token_hex(16), version=self._tenancy.version)
+            server = self._placement.place(
+                session, (one.server for one in self._flights if one.session is None)
+            )
+            flight = _Flight(
+                server=server, session=session, name=secrets.token_hex(16), version=self._tenancy.version
+            )
             self._flights.add(flight)
             try:
                 drawn = await server.generate(
@@ -392,8 +397,3 @@ def _asked_to_stop() -> bool:
     """Whether the running task is being cancelled itself, and not only what it waits for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _plain(name: str) -> str:
-    """A name that labels and file names may hold."""
-    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)

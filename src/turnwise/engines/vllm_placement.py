@@ -27,7 +27,7 @@ class Placement:
 
         Args:
             session: Its name.
-            busy: The server of each request that is under way.
+            busy: The server of each request under way that has no session.
         """
         now = time.monotonic()
         current = [server for server in self._servers if server not in self.behind]

@@ -32,6 +32,10 @@ class NothingSampledError(EngineError):
     """A server was not reached, or turned a request away: asking again, there or elsewhere, loses nothing."""
 
 
+class ServerLostError(EngineError):
+    """A server went away while it was at something: what was sampled is lost."""
+
+
 class VllmServer:
     """One server.
 
@@ -320,7 +324,7 @@ class VllmServer:
         except httpx.TimeoutException as error:
             raise EngineError(f"{self.url} did not answer {path} within {seconds:g} s") from error
         except httpx.HTTPError as error:
-            raise EngineError(
+            raise ServerLostError(
                 f"{self.url} broke off during {path}: {error or type(error).__name__}"
             ) from error
         if response.status_code in (429, 503):

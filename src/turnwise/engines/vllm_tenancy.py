@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from turnwise.engines.vllm_answer import ForeignTokenError
-from turnwise.engines.vllm_server import NothingSampledError, VllmServer
+from turnwise.engines.vllm_server import NothingSampledError, ServerLostError, VllmServer
 from turnwise.engines.vllm_weights import STARTED_WITH, Label, Parcel, Route, Start
 from turnwise.errors import EngineError, boundary
 from turnwise.types import AdapterSource, WeightSource
@@ -317,7 +317,8 @@ async def each(servers: Sequence[VllmServer], action: Callable[[VllmServer], Any
         elif isinstance(result, BaseException):
             raise result
     # One that refuses would go on with older weights: only a server that is gone may be left behind.
-    refused = [error for error in failures.values() if not isinstance(error, NothingSampledError)]
+    gone = (NothingSampledError, ServerLostError)
+    refused = [error for error in failures.values() if not isinstance(error, gone)]
     if refused or (failures and len(failures) == len(servers)):
         raise next(iter(refused or failures.values()))
     return failures

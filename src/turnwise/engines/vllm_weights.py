@@ -55,6 +55,11 @@ class Label:
         return None
 
 
+def holder_name(name: str) -> str:
+    """A name that labels and file names may hold."""
+    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)
+
+
 class SavedWeights:
     """A `WeightSource` over a model directory, or a model of the Hub.
 

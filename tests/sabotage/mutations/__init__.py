@@ -6,15 +6,30 @@ Each names the tests that must fail, so that a guard that was lost is noticed an
 from __future__ import annotations
 
 from tests.sabotage.mutation import Mutation
-from tests.sabotage.mutations import chat, credit, engines, learner, losses, pipeline, rollout, store
+from tests.sabotage.mutations import (
+    chat,
+    compat,
+    credit,
+    engines,
+    images,
+    learner,
+    losses,
+    parallel,
+    pipeline,
+    rollout,
+    store,
+)
 
 MUTATIONS: tuple[Mutation, ...] = (
     *chat.MUTATIONS,
     *engines.MUTATIONS,
     *rollout.MUTATIONS,
+    *compat.MUTATIONS,
     *credit.MUTATIONS,
     *losses.MUTATIONS,
     *learner.MUTATIONS,
+    *parallel.MUTATIONS,
     *pipeline.MUTATIONS,
     *store.MUTATIONS,
+    *images.MUTATIONS,
 )

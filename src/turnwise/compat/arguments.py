@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
+from turnwise.compat.fields import check
 from turnwise.errors import RecipeError
 
 
@@ -41,6 +42,7 @@ class _Arguments(TrainingArguments):  # type: ignore[misc]  # transformers has n
     router_aux_loss_coef: float | None = _arg(None, "Weight of the load-balancing loss of experts.")
 
     def __post_init__(self) -> None:
+        check(self)
         gpu, bf16_gpu = _accelerator()
         if not gpu:
             self.use_cpu = True  # What it comes to; said outright, transformers lets bfloat16 be.
@@ -116,9 +118,7 @@ class _OnlineArguments(_Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.pad_to_multiple_of, str):
-            given = self.pad_to_multiple_of.lower()
-            self.pad_to_multiple_of = None if given in ("auto", "none", "null") else int(given)
+        self.pad_to_multiple_of = None  # Nothing else is taken; TRL's "auto" comes to the same.
         self._size_batches()
 
     def _size_batches(self) -> None:

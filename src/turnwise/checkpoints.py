@@ -70,7 +70,7 @@ class Checkpoints:
 
 
 def sweep(path: Path, name: str) -> None:
-    """Clear away the hidden directories in ``path`` whose names begin so; what one was replacing is put back."""
+    """Clear away hidden directories in ``path`` whose names begin so; what one was replacing is put back."""
     for old in path.glob(f".{name or '[!.]'}*.old"):
         _put_back(old, old.with_name(old.name[1:].removesuffix(".old")))
     for part in path.glob(f".{name}*"):

@@ -11,9 +11,9 @@ import io
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -30,10 +30,12 @@ from turnwise.compat.directory import STATE
 from turnwise.compat.internals import refuse_foreign_overrides
 from turnwise.compat.models import name_of
 from turnwise.compat.trackers import trackers
-from turnwise.errors import RecipeError, StoreError, boundary
+from turnwise.errors import RecipeError, StoreError, TurnwiseError, boundary
 from turnwise.journal import read_json, write_json
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 NOT_UPLOADED = [
@@ -65,8 +67,24 @@ class Processes:
 
     def wait_for_everyone(self) -> None:
         """Until all processes are here."""
-        if torch.distributed.is_initialized():
+        if self.num_processes > 1:
             torch.distributed.barrier()
+
+    def by_the_first(self, work: Callable[[], T]) -> T:
+        """What the first process does alone; each has the result, or the error that it raised."""
+        if self.num_processes == 1:
+            return work()
+        told: list[Any] = [None, None]
+        if self.is_main_process:
+            try:
+                told[0] = work()
+            except TurnwiseError as error:
+                told[1] = error
+        torch.distributed.broadcast_object_list(told, 0)
+        if told[1] is not None:
+            raise told[1]
+        result: T = told[0]
+        return result
 
 
 class BaseTrainer:

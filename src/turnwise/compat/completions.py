@@ -105,7 +105,7 @@ def write_table(columns: Mapping[str, Sequence[Any]], path: Path, *, step: int) 
     def column(values: Sequence[Any]) -> Any:
         try:
             return pyarrow.array(values)
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):  # Arguments of two tools have not one type.
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):  # What a function logs may have any shape.
             return pyarrow.array([json.dumps(value, default=str) for value in values])
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,8 +125,13 @@ def _completion(episode: Trajectory) -> list[dict[str, Any]]:
 
 
 def _message(message: Message) -> dict[str, Any]:
-    """A message for people: images are only marked."""
+    """A message for people, and of one shape for a table: images are marked, arguments are JSON text."""
     told = message.as_dict()
+    if "tool_calls" in told:
+        functions = [call["function"] for call in told["tool_calls"]]
+        told["tool_calls"] = [
+            {"name": one["name"], "arguments": json.dumps(one["arguments"])} for one in functions
+        ]
     if message.reasoning:
         told["reasoning_content"] = message.reasoning
     if isinstance(told.get("content"), list):
@@ -150,8 +155,7 @@ def _cell(value: Any) -> Text:
             text.append(f"{message['reasoning_content']}\n", style="italic dim")
         text.append(f"{message.get('content') or ''}\n")
         for call in message.get("tool_calls") or ():
-            function = call.get("function", call)
-            text.append(f"{function.get('name')}({json.dumps(function.get('arguments'))})\n", style="cyan")
+            text.append(f"{call['name']}({call['arguments']})\n", style="cyan")
     if len(text) > MOST_CHARACTERS:
         text.truncate(MOST_CHARACTERS, overflow="ellipsis")
     return text

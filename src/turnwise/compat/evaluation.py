@@ -14,15 +14,15 @@ from turnwise.rollout.policies import ModelPolicy
 from turnwise.types import Task, TrajectoryGroup
 
 
-def orders_of(run: Run, rows: Mapping[str, Sequence[Task]], *, number: int, size: int) -> list[GroupOrder]:
-    """What is played, in the order of the rows.
+def orders_of(run: Run, rows: Mapping[str, Sequence[Task]], *, size: int) -> list[GroupOrder]:
+    """What is played, in the order of the rows, with ids ``eval/<which evaluation>/<environment>/<row>``.
 
     Args:
         run: The run.
         rows: By environment.
-        number: Of this evaluation: ids are ``eval/<number>/<environment>/<row>``.
         size: Episodes of each row.
     """
+    number = 1 + max([int(one.split("/")[1]) for one in run.directory.ids(EVALUATION)], default=0)
     return [
         GroupOrder(
             id=f"{EVALUATION}/{number}/{env}/{index}",

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from turnwise.compat.metrics import OWN, tokens_of
+from turnwise.compat.metrics import OWN
 from turnwise.errors import RecipeError
 from turnwise.learn.learner import Learner
 from turnwise.pipeline.given import StepEnd, Watcher, Wish
@@ -29,7 +29,7 @@ from turnwise.types import TrajectoryGroup
 
 if TYPE_CHECKING:
     from turnwise.compat.loop import Loop
-    from turnwise.compat.trainer import OnlineTrainer
+    from turnwise.compat.training import RunTrainer
 
 
 class Flow(Watcher):
@@ -40,7 +40,7 @@ class Flow(Watcher):
         loop: On which the run goes on.
     """
 
-    def __init__(self, trainer: OnlineTrainer, loop: Loop) -> None:
+    def __init__(self, trainer: RunTrainer, loop: Loop) -> None:
         self._trainer, self._loop = trainer, loop
         self._step = 0
         """Of the pipeline; the one that goes on, or was the last."""
@@ -60,7 +60,7 @@ class Flow(Watcher):
 
     async def playing(self, policy: ModelPolicy) -> None:
         """As of `Watcher`."""
-        self._trainer.policy = policy
+        self._trainer.engine_is_open(policy)
         if self._trainer.args.eval_on_start and not self._step:
             await self._loop.here(self._trainer.evaluate)
 
@@ -71,7 +71,7 @@ class Flow(Watcher):
 
     async def played(self, groups: Sequence[TrajectoryGroup]) -> None:
         """As of `Watcher`."""
-        await self._loop.here(self._take, groups)
+        await self._loop.here(self._trainer.take_episodes, groups)
 
     @contextmanager
     def moving(self) -> Iterator[None]:
@@ -105,12 +105,6 @@ class Flow(Watcher):
             self._trainer.fire("on_epoch_begin")
         self._trainer.fire("on_step_begin")
         self._in_update, self._began = True, time.perf_counter()
-
-    def _take(self, groups: Sequence[TrajectoryGroup]) -> None:
-        trainer = self._trainer
-        trainer.state.num_input_tokens_seen += tokens_of(groups)
-        trainer.book.note_episodes(groups, seen=trainer.state.num_input_tokens_seen)
-        trainer.book.note(trainer.board.take_metrics())
 
     def _update(self, metrics: Mapping[str, float] | None) -> bool:
         """One update is made; returns whether the step goes on."""

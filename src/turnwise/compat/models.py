@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
+from transformers.utils import is_torchvision_available
 
+from turnwise.chat.processing import Processing, sees
 from turnwise.errors import LearnError, RecipeError, boundary
+from turnwise.images import as_json
+from turnwise.learn.model import REFERENCE
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +69,27 @@ def load_policy(
             "read these. Load it without quantization_config (with LoRA only the adapters take optimizer "
             "memory), or with dequantize=True where the method has that"
         )
-    return loaded if peft_config is None else _adapted(loaded, peft_config, seed)
+    made = loaded if peft_config is None else _adapted(loaded, peft_config, seed)
+    for config in getattr(made, "peft_config", {}).values():
+        _check_adapters(config)
+    return made
+
+
+def _check_adapters(config: Any) -> None:
+    """Refuse adapters that the engine could not merge.
+
+    Raises:
+        RecipeError: They are of such a kind; the message says which can be trained.
+    """
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    beyond = ("use_dora", "modules_to_save", "trainable_token_indices")
+    extra = [name for name in beyond if getattr(config, name, None)]
+    if kind != "LORA" or extra:
+        found = f"LoRA with {', '.join(extra)}" if extra else kind
+        raise RecipeError(
+            f"the adapters are {found}: an engine plays with adapters merged into the weights, which is done "
+            "for plain LoRA (rsLoRA too). Use peft.LoraConfig without these, or train all weights"
+        )
 
 
 def _class_of(name: str, kwargs: dict[str, Any]) -> Any:
@@ -107,10 +132,15 @@ def load_processing(model: Any, processing: Any, *, trust_remote_code: bool, rev
         with boundary(
             RecipeError, f"no tokenizer can be loaded for the model '{name}': hand over processing_class"
         ):
-            processing = transformers.AutoProcessor.from_pretrained(
-                name, revision=revision, trust_remote_code=trust_remote_code
-            )
-    if not isinstance(processing, transformers.PreTrainedTokenizerBase | transformers.ProcessorMixin):
+            if sees(name, revision) and not is_torchvision_available():
+                # Its video processor cannot be made without; tokenizer and image processor can.
+                processing = Processing.of(name, revision)
+            else:
+                processing = transformers.AutoProcessor.from_pretrained(
+                    name, revision=revision, trust_remote_code=trust_remote_code
+                )
+    known = transformers.PreTrainedTokenizerBase | transformers.ProcessorMixin | Processing
+    if not isinstance(processing, known):
         raise RecipeError(
             f"processing_class is a tokenizer or a processor; found {type(processing).__name__}"
         )
@@ -120,22 +150,27 @@ def load_processing(model: Any, processing: Any, *, trust_remote_code: bool, rev
     return processing
 
 
+def image_of(processing: Any) -> Callable[[Any], Any] | None:
+    """Stores an image of a row and says what stands for it; None where the model reads text alone."""
+    return None if Processing.of(processing).vision is None else as_json
+
+
 def name_of(model: Any) -> str:
     """Where a model was loaded from; its class where it was made in place."""
     return str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
 
 
 def keep_starting_adapters(model: Any) -> None:
-    """Let adapters that are trained further be compared with themselves as they are now, in a copy ``ref``.
+    """Let adapters that are trained further be compared with themselves as they are now.
 
     Without it the reference of a KL term would be the model without adapters.
     """
-    if "ref" in model.peft_config:
+    if REFERENCE in model.peft_config:
         return
     [name] = model.active_adapters
-    model.add_adapter("ref", model.peft_config[name])
+    model.add_adapter(REFERENCE, model.peft_config[name])
     parameters = dict(model.named_parameters())
     for full, parameter in parameters.items():
         if f".{name}." in full:
-            parameters[full.replace(f".{name}.", ".ref.")].data.copy_(parameter.data)
+            parameters[full.replace(f".{name}.", f".{REFERENCE}.")].data.copy_(parameter.data)
     model.set_adapter(name)

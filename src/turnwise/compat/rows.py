@@ -42,11 +42,9 @@ def is_columns(dataset: Mapping[str, Any]) -> bool:
     )
 
 
-def rows_known(dataset: Any) -> int | None:
-    """How many rows a data set has; None where it only shows as it is read."""
-    if isinstance(dataset, Mapping):
-        return len(next(iter(dataset.values())))
-    return len(dataset) if isinstance(dataset, Sized) else None
+def is_stream(dataset: Any) -> bool:
+    """Whether it only shows as it is read how many rows a data set has."""
+    return dataset is not None and not isinstance(dataset, Sized)
 
 
 def tasks_of(

@@ -30,6 +30,9 @@ from turnwise.types import Batch
 
 log = logging.getLogger(__name__)
 
+REFERENCE = "ref"
+"""Name of adapters that stand for the starting model, where training goes on with adapters."""
+
 _PROBE = (24, 16)
 """Lengths of the two documents of the probe."""
 
@@ -131,12 +134,20 @@ class PolicyModel:
 
     @contextmanager
     def reference(self) -> Iterator[PolicyModel]:
-        """The model that training started from: the adapters off, or the copy that `keep_reference` made.
+        """The model that training started from: the adapters off (or those called `REFERENCE` instead),
+        or the copy that `keep_reference` made.
 
         Raises:
             LearnError: All weights are trained and no copy was made.
         """
-        if self.lora:
+        if self.lora and REFERENCE in self.module.peft_config:
+            active = self.module.active_adapters
+            self.module.set_adapter(REFERENCE)
+            try:
+                yield self
+            finally:
+                self.module.set_adapter(*active)
+        elif self.lora:
             with self.module.disable_adapter():
                 yield self
         elif self._frozen is not None:

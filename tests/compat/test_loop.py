@@ -1,0 +1,81 @@
+"""An event loop for a thread that stays where it is: calls come back to it, and so does Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+
+import pytest
+
+from turnwise.compat.loop import Loop
+
+
+def test_calls_are_made_where_run_waits() -> None:
+    where: list[int] = []
+
+    async def work(loop: Loop) -> str:
+        await loop.here(lambda: where.append(threading.get_ident()))
+        assert threading.get_ident() != where[0]
+        await asyncio.to_thread(loop.call, lambda: where.append(threading.get_ident()))
+        return await loop.here(str.upper, "done")
+
+    with Loop() as loop:
+        assert loop.run(work(loop)) == "DONE"
+    assert where == [threading.get_ident()] * 2
+
+
+def test_a_call_may_run_something_itself() -> None:
+    async def inner(loop: Loop) -> int:
+        return await loop.here(lambda: 2)
+
+    async def outer(loop: Loop) -> int:
+        return 1 + await loop.here(lambda: loop.run(inner(loop)))
+
+    with Loop() as loop:
+        assert loop.run(outer(loop)) == 3
+
+
+def test_an_error_in_a_call_is_raised_where_it_was_asked_for() -> None:
+    async def work(loop: Loop) -> str:
+        with pytest.raises(ZeroDivisionError):
+            await loop.here(lambda: 1 // 0)
+        raise LookupError("and out again")
+
+    with Loop() as loop, pytest.raises(LookupError, match="and out again"):
+        loop.run(work(loop))
+
+
+@pytest.mark.parametrize("where", ["in a call", "while it waits"])
+def test_ctrl_c_cancels_what_runs_and_waits_for_its_end(where: str) -> None:
+    ended = threading.Event()
+    stuck: list[BaseException] = []
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.sigtimedwait([], 0.01)
+
+    def ask_for_ever(loop: Loop) -> None:
+        try:
+            while True:
+                loop.call(lambda: None)
+        except BaseException as error:
+            stuck.append(error)
+            raise
+
+    async def work(loop: Loop) -> None:
+        asker = asyncio.ensure_future(asyncio.to_thread(ask_for_ever, loop))
+        try:
+            await (loop.here(interrupt) if where == "in a call" else asyncio.to_thread(interrupt))
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.05)
+            asker.cancel()
+            ended.set()
+
+    with Loop() as loop:
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(work(loop))
+        assert ended.is_set()
+    assert stuck, "a thread that asks for calls is not left waiting"

@@ -75,6 +75,30 @@ def test_a_sibling_that_ended_early_is_not_reset_before_its_group_is_scored():
     assert Stage.live == 0
 
 
+def test_siblings_that_play_one_after_another_do_not_share_an_environment():
+    seen = []
+
+    def score(environments, completions):
+        seen.append([(id(one), len(one.log)) for one in environments])
+        return [0.0] * len(completions)
+
+    def script(context):
+        mine = int(context.session[-1])
+        return calls(call("price", item="tea")) if context.turn <= mine else "3"
+
+    async def main():
+        where = arena(Stage, functions=[function(score)])
+        for number in range(2):
+            slots = asyncio.Semaphore(1)
+            await group(where, ScriptedPolicy(script), lambda _: None, number, slots=slots)
+        await where.aclose()
+
+    asyncio.run(main())
+    assert [[length for _, length in made] for made in seen] == [[1, 2, 3]] * 2
+    assert all(len(dict(made)) == 3 for made in seen)
+    assert Stage.most == 3 and Stage.live == 0, "used again once they were scored"
+
+
 def test_nothing_is_held_where_no_function_looks():
     assert not arena(Stage).holds
     assert not arena(Stage, functions=[function(lambda completions, **_: [0.0])]).holds

@@ -1,0 +1,122 @@
+"""Of what TRL's scripts hand over: environments that functions look at, columns, rollouts by a function."""
+
+from __future__ import annotations
+
+from tests.sabotage.mutation import Mutation
+
+MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        name="environments_reset_before_they_are_scored",
+        why="reward functions look at an instance that plays another episode by then",
+        file="rollout/sessions.py",
+        old=" = session, healthy\n",
+        new=" = session, False\n        self._pool.release(session, healthy=True)\n",
+        tests=(
+            "tests/rollout/test_held_sessions.py::test_siblings_that_play_one_after_another_do_not_share_an_environment",
+        ),
+    ),
+    Mutation(
+        name="held_environments_are_lost",
+        why="every group that is cancelled leaves its environments open",
+        file="rollout/group.py",
+        old="        if sessions is not None:\n            sessions.release()\n",
+        new="        if sessions is not None and not held:\n            sessions.release()\n",
+        tests=(
+            "tests/rollout/test_held_sessions.py::test_cancelling_while_playing_or_scoring_gives_every_environment_back",
+        ),
+    ),
+    Mutation(
+        name="completion_budget_without_tool_results",
+        why="episodes grow past max_completion_length by what tools answer",
+        file="rollout/episode.py",
+        old="        whole = self.record.prompt_tokens + completion\n",
+        new="        whole = len(self.record.held_ids or ()) + completion\n",
+        tests=(
+            "tests/rollout/test_cut_short.py::test_a_budget_for_all_that_follows_the_prompt_counts_tool_results_too",
+        ),
+    ),
+    Mutation(
+        name="reward_attribute_paid_twice",
+        why="an environment's attribute is paid beside the reward function that reads it",
+        file="envs/trl_class.py",
+        old="attribute = self.reward_name is None and hasattr",
+        new="attribute = hasattr",
+        tests=("tests/compat/test_rewards.py::test_environments_are_as_their_own_episodes_left_them",),
+    ),
+    Mutation(
+        name="nan_is_forfeited",
+        why="what does not apply counts as a broken reply",
+        file="compat/rewards.py",
+        old="return None if isinstance(score, float) and math.isnan(score) else score",
+        new="return score",
+        tests=("tests/compat/test_rewards.py::test_numbers_of_any_kind_and_nan_for_none",),
+    ),
+    Mutation(
+        name="columns_begin_again_at_each_call",
+        why="what a function logs bit by bit all lands on the first completion",
+        file="compat/rewards.py",
+        old="kept.update(zip(episodes[start:], values, strict=False))",
+        new="kept.update(zip(episodes, values, strict=False))",
+        tests=(
+            "tests/compat/test_rewards.py::test_columns_stay_with_their_episodes_though_groups_end_in_any_order",
+        ),
+    ),
+    Mutation(
+        name="thinking_hidden_from_reward_functions",
+        why="rewards for a format never find the tags that they look for",
+        file="compat/rewards.py",
+        old="            if parsed or self.tokenizer is None or turn.ids is None:\n",
+        new="            if True:\n",
+        tests=(
+            "tests/compat/test_rewards.py::test_without_tools_a_completion_is_the_text_that_was_written_thinking_too",
+        ),
+    ),
+    Mutation(
+        name="rollouts_learn_what_others_wrote",
+        why="loss falls on the environment's tokens",
+        file="compat/rollouts.py",
+        old="            parts.append(([], [] if mine else None))\n",
+        new="            parts.append(([], None if mine else []))\n",
+        tests=(
+            "tests/compat/test_rollout_func.py::test_the_mask_cuts_a_completion_into_turns_and_loss_falls_on_the_models_tokens_alone",
+        ),
+    ),
+    Mutation(
+        name="rollouts_take_the_most_probable_tokens_logprob",
+        why="the sampled token is told to have been drawn with another's probability",
+        file="compat/rollouts.py",
+        old="        if tokens is not None and token in tokens:\n",
+        new="        if tokens is not None and (token := tokens[0]) in tokens:\n",
+        tests=(
+            "tests/compat/test_rollout_func.py::test_log_probabilities_of_the_most_probable_tokens_as_vllms_client_nests_them",
+        ),
+    ),
+    Mutation(
+        name="rollouts_of_siblings_swapped",
+        why="groups get one another's completions, and are paid for them",
+        file="compat/rollout_func.py",
+        old="            for share in shares:\n                own =",
+        new="            for share in reversed(shares):\n                own =",
+        tests=(
+            "tests/compat/test_rollout_func.py::test_further_fields_reach_the_reward_functions_row_by_row",
+        ),
+    ),
+    Mutation(
+        name="rollout_siblings_sample_alike",
+        why="a group's completions are all the same one",
+        file="compat/generation.py",
+        old='_seeded(sampling, f"{source.call}/{first + n}")',
+        new='_seeded(sampling, f"{source.call}")',
+        tests=(
+            "tests/compat/test_rollout_func.py::test_completions_have_the_documented_form_and_may_be_handed_on",
+        ),
+    ),
+    Mutation(
+        name="reward_model_pads_unknown_to_it",
+        why="the classifier reads the logit of padding",
+        file="engines/reward_model.py",
+        old="        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id\n",
+        new="        model.config.get_text_config().pad_token_id = 0\n",
+        tests=("tests/engines/test_reward_model.py::test_each_text_has_the_logit_that_it_has_alone",),
+    ),
+)

@@ -16,6 +16,7 @@ from turnwise.types import Message, Step, ToolCall
 if TYPE_CHECKING:
     from turnwise.compat.arguments import GRPOConfig, RLOOConfig, SFTConfig
     from turnwise.compat.callbacks import RichProgressCallback
+    from turnwise.compat.generation import generate_rollout_completions
     from turnwise.compat.grpo import GRPOTrainer
     from turnwise.compat.rloo import RLOOTrainer
     from turnwise.compat.sft import SFTTrainer
@@ -34,6 +35,7 @@ __all__ = [
     "Step",
     "ToolCall",
     "__version__",
+    "generate_rollout_completions",
     "tool",
 ]
 

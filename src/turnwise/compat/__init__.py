@@ -18,6 +18,7 @@ HOMES = {
     "SFTConfig": "turnwise.compat.arguments",
     "SFTTrainer": "turnwise.compat.sft",
     "RichProgressCallback": "turnwise.compat.callbacks",
+    "generate_rollout_completions": "turnwise.compat.generation",
 }
 """Public names and the modules that they are defined in."""
 
@@ -29,6 +30,7 @@ __all__ = [
     "RichProgressCallback",
     "SFTConfig",
     "SFTTrainer",
+    "generate_rollout_completions",
 ]
 
 

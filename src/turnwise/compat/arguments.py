@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
-from turnwise.compat.fields import check
+from turnwise.compat.fields import check, fields_of
 from turnwise.errors import RecipeError
 
 
@@ -52,7 +52,9 @@ class _Arguments(TrainingArguments):  # type: ignore[misc]  # transformers has n
             new = old.replace("gradient", "activation")  # Transformers warns about the old names.
             if getattr(self, new) is None:
                 setattr(self, new, getattr(self, old))
+        given = {name: getattr(self, name) for name in fields_of(type(self))}
         super().__post_init__()
+        self._derived = {name: one for name in given if (one := getattr(self, name)) != given[name]}
 
 
 @dataclass(repr=False)

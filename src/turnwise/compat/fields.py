@@ -118,7 +118,11 @@ def told(args: Any) -> list[str]:
 
 
 def _differs(args: Any, name: str, field: Told | Refused) -> bool:
-    return is_set(args, name) and _plain(getattr(args, name)) not in field.also
+    value = getattr(args, name)
+    derived = getattr(args, "_derived", {})
+    if name in derived and derived[name] == value:
+        return False  # As transformers has made it of other settings.
+    return is_set(args, name) and _plain(value) not in field.also
 
 
 def _plain(value: Any) -> Any:

@@ -75,8 +75,11 @@ MUTATIONS: tuple[Mutation, ...] = (
         name="sft_order_restarts",
         why="a resumed run learns from the first lessons again",
         file="pipeline/sft.py",
-        old="order.update(step - 1)",
-        new="order.update(step - 1 - start)",
+        old="_recorded(run, config, Demonstrations(run.renderer(model)), info)\n",
+        new=(
+            "_recorded(run, config, Demonstrations(run.renderer(model)), info)\n"
+            "        whole, first = lessons, done\n        lessons = lambda update: whole(update - first)\n"
+        ),
         tests=("tests/pipeline/test_resume.py::test_a_killed_sft_goes_on_with_the_lessons_that_are_next",),
     ),
     Mutation(
@@ -238,11 +241,11 @@ MUTATIONS: tuple[Mutation, ...] = (
         old=(
             "            run.directory.append_step(record)\n            learned = await "
             "asyncio.to_thread(\n                _learn, learner, selection.groups, config, "
-            "run.recipe.seed, step\n            )\n"
+            "run.recipe.seed, step, run.given.watcher\n            )\n"
         ),
         new=(
             "            learned = await asyncio.to_thread(\n                _learn, learner, "
-            "selection.groups, config, run.recipe.seed, step\n            )\n            "
+            "selection.groups, config, run.recipe.seed, step, run.given.watcher\n            )\n            "
             "run.directory.append_step(record)\n"
         ),
         tests=("tests/pipeline/test_resume.py::test_what_a_step_dropped_is_used_up",),

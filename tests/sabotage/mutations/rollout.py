@@ -230,8 +230,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         name="siblings_share_a_task",
         why="what one sibling does to its task the others see",
         file="envs/host.py",
-        old="env.reset(copy.deepcopy(dict(task)))",
-        new="env.reset(dict(task))",
+        old="env.reset(images.revived(copy.deepcopy(dict(task))))",
+        new="env.reset(images.revived(dict(task)))",
         tests=("tests/envs/test_host.py::test_a_task_cannot_be_changed_for_the_siblings",),
     ),
     Mutation(

@@ -325,7 +325,10 @@ def test_every_loss_reports_entropy_ratio_and_mismatch(name: str) -> None:
     x = inputs(seed=6 if name == "rloo" else 2)
     out = make_loss(rl(loss=name, **({"clip_high": 0.3} if name == "cispo" else {})))(x)
     assert {"entropy", "ratio", "approx_kl", "mismatch", "mismatch_kl"} <= out.means.keys()
-    assert out.maxima.keys() == {"ratio_max", "mismatch_max"}
+    clipped = name in ("ppo", "dapo", "dr_grpo", "bnpo", "gspo", "luspo", "rloo")
+    assert out.maxima.keys() == {
+        "ratio_max", "mismatch_max", *(("spared_low_max", "clip_high_max") if clipped else ())
+    }  # fmt: skip
     share = [mean(out.means, key) for key in out.means if key.startswith("clip_")]
     assert all(0 < one < 1 for one in share), "the inputs are far enough off for every clip"
     assert bool(share) == (name not in ("sapo", "vespo", "reinforce"))

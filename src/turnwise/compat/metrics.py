@@ -138,12 +138,16 @@ def update_metrics(learned: Mapping[str, float], *, loss: str, correction: bool)
         metrics["cispo_clip_ratio"] = learned.get("clip_high")
     elif "clip_low" in learned and "clip_high" in learned:  # Low only where A < 0, high only where A > 0.
         metrics["clip_ratio/region_mean"] = learned["clip_low"] + learned["clip_high"]
+    if "spared_low_max" in learned:
+        metrics["clip_ratio/low_min"] = 1 - learned["spared_low_max"]
+        metrics["clip_ratio/high_max"] = learned["clip_high_max"]
     if loss == "vespo":
         metrics["vespo/phi_seq_mean"] = learned.get("gate")
     if correction:
         metrics |= {
             "sampling/sampling_logp_difference/mean": learned.get("mismatch"),
             "sampling/sampling_logp_difference/max": learned.get("mismatch_max"),
+            "sampling/importance_sampling_ratio/min": 1 - learned.get("correction_cut_max", 1.0),
             "sampling/importance_sampling_ratio/mean": learned.get("correction"),
             "sampling/importance_sampling_ratio/max": learned.get("correction_max"),
         }

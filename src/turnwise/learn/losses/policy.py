@@ -74,19 +74,20 @@ def policy_loss(
         old_N = inputs.logprobs_N.detach() if inputs.old_logprobs_N is None else inputs.old_logprobs_N
     log_ratio_N = log_ratio(inputs.logprobs_N, old_N)
     if correct is None:
-        terms_N, told = term(inputs, log_ratio_N)
+        terms_N, told, most = term(inputs, log_ratio_N)
     else:
         weights_N = correct(log_ratio(old_N, inputs.sampler_logprobs_N), inputs.sequences_N, *bounds)
         if within:
             log_weights_N = weights_N.log().clamp(LEAST_LOG_W, MAX_LOG_RATIO)
-            terms_N, told = term(inputs, log_ratio_N + log_weights_N)
+            terms_N, told, most = term(inputs, log_ratio_N + log_weights_N)
         else:
-            terms_N, told = term(inputs, log_ratio_N)
+            terms_N, told, most = term(inputs, log_ratio_N)
             terms_N = terms_N * weights_N
         means |= {"correction": mean(weights_N), "correction_rejected": mean(weights_N == 0)}
         if len(weights_N):
-            maxima["correction_max"] = weights_N.max()
+            maxima |= {"correction_max": weights_N.max(), "correction_cut_max": (1 - weights_N).max()}
     means.update(told)
+    maxima.update(most)
     if off_policy_kl is not None:
         rarer_N = (inputs.sampler_logprobs_N - inputs.logprobs_N).detach()
         kept_N = (inputs.advantages_N >= 0) | (sequence_mean(rarer_N, inputs.sequences_N) <= off_policy_kl)

@@ -7,7 +7,8 @@ token's advantage.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ class Terms(NamedTuple):
 
     terms_N: Tensor
     means: dict[str, Mean]
+    maxima: Mapping[str, Tensor] = MappingProxyType({})
 
 
 Term = Callable[[LossInputs, Tensor], Terms]
@@ -54,7 +56,7 @@ def ppo(
         ratio_cap: Bound on the first ρ. Above ``1 + clip_high`` it matters for bad tokens alone: one that has
             become more frequent has a gradient that grows with its ratio, and none from there on.
     """
-    return _clipped(log_ratio_N.exp(), inputs.advantages_N, clip_low, clip_high, ratio_cap)
+    return _clipped(inputs, log_ratio_N.exp(), clip_low, clip_high, ratio_cap)
 
 
 def gspo(
@@ -83,7 +85,7 @@ def gspo(
     """
     own_N = log_ratio_N - log_ratio_N.detach()
     log_s_N = sequence_mean(log_ratio_N.detach(), inputs.sequences_N)
-    return _clipped((log_s_N + own_N).exp(), inputs.advantages_N, clip_low, clip_high, ratio_cap)
+    return _clipped(inputs, (log_s_N + own_N).exp(), clip_low, clip_high, ratio_cap)
 
 
 def rloo(inputs: LossInputs, log_ratio_N: Tensor, *, clip_low: float, clip_high: float) -> Terms:
@@ -104,9 +106,9 @@ def rloo(inputs: LossInputs, log_ratio_N: Tensor, *, clip_low: float, clip_high:
     """
     own_N = log_ratio_N - log_ratio_N.detach()
     log_r_N = sequence_sum(log_ratio_N.detach(), inputs.sequences_N).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    terms_N, means = _clipped((log_r_N + own_N).exp(), inputs.advantages_N, clip_low, clip_high)
+    terms_N, means, maxima = _clipped(inputs, (log_r_N + own_N).exp(), clip_low, clip_high)
     lengths_N = sequence_sum(torch.ones_like(log_r_N), inputs.sequences_N)
-    return Terms(terms_N - terms_N.detach() * (1 - 1 / lengths_N), means)
+    return Terms(terms_N - terms_N.detach() * (1 - 1 / lengths_N), means, maxima)
 
 
 def cispo(inputs: LossInputs, log_ratio_N: Tensor, *, clip_high: float) -> Terms:
@@ -240,15 +242,25 @@ LEAST_LOG_W = -18.420681
 
 
 def _clipped(
-    ratio_N: Tensor, advantages_N: Tensor, clip_low: float, clip_high: float, ratio_cap: float | None = None
+    inputs: LossInputs, ratio_N: Tensor, clip_low: float, clip_high: float, ratio_cap: float | None = None
 ) -> Terms:
-    """The pessimistic one of the ratio and the clipped ratio, and how often they differ."""
+    """The pessimistic one of the ratio and the clipped ratio, and how often they differ: on average, and in
+    the sequence of which most is clipped above, or least below.
+    """
+    advantages_N = inputs.advantages_N
     clipped_N = ratio_N.clamp(1 - clip_low, 1 + clip_high)
     capped_N = ratio_N if ratio_cap is None else ratio_N.clamp(max=ratio_cap)
+    low_N = (ratio_N < 1 - clip_low) & (advantages_N < 0)
+    high_N = (ratio_N > 1 + clip_high) & (advantages_N > 0)
+    maxima = {}
+    if len(ratio_N):
+        shares = {"spared_low_max": ~low_N, "clip_high_max": high_N}
+        maxima = {
+            name: sequence_mean(one_N.to(ratio_N.dtype), inputs.sequences_N).max()
+            for name, one_N in shares.items()
+        }
     return Terms(
         -torch.minimum(capped_N * advantages_N, clipped_N * advantages_N),
-        {
-            "clip_low": mean((ratio_N < 1 - clip_low) & (advantages_N < 0)),
-            "clip_high": mean((ratio_N > 1 + clip_high) & (advantages_N > 0)),
-        },
+        {"clip_low": mean(low_N), "clip_high": mean(high_N)},
+        maxima,
     )

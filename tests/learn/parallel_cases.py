@@ -15,7 +15,7 @@ from tests.support.samples import random_sample
 from tests.support.tokenizers import tiny_tokenizer
 
 from turnwise.config import BatchConfig, LoraConfig, ModelConfig, OptimizerConfig, ParallelConfig
-from turnwise.errors import TurnwiseError
+from turnwise.errors import LearnError, TurnwiseError
 from turnwise.learn.learner import Learner
 from turnwise.learn.losses import LossInputs, LossOutput, policy_loss, ppo
 from turnwise.learn.model import load_model
@@ -171,19 +171,19 @@ def refused_update(open_learner: Open, model: Path) -> tuple[str, str, bool, Out
     return refused, no_gradient, moved, outcome(learner, case)
 
 
-def out_of_memory(inputs: LossInputs, *, rank: str, kill: bool = False) -> LossOutput:
+def broken(inputs: LossInputs, *, rank: str, how: str) -> LossOutput:
     """A loss that one process cannot compute."""
     if os.environ["RANK"] == rank:
-        if kill:
+        if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        raise MemoryError("there is none left")
+        raise LearnError("this I cannot learn from") if how == "ours" else MemoryError("there is none left")
     return CLIPPED(inputs)
 
 
-def failed_update(open_learner: Open, model: Path, rank: str, kill: bool) -> tuple[str, str]:
+def failed_update(open_learner: Open, model: Path, rank: str, how: str) -> tuple[str, str]:
     """The error of an update that fails in one process, and that of the next."""
     learner = open_learner(Case(), model)
-    loss = partial(out_of_memory, rank=rank, kill=kill)
+    loss = partial(broken, rank=rank, how=how)
     return (
         error_of(lambda: learner.forward_backward(samples_of(Case()), loss)),
         error_of(lambda: update(learner, Case())),

@@ -68,20 +68,30 @@ def test_a_loss_that_is_not_finite_in_one_process_is_refused_in_all(kind: str, m
     assert_same(after, outcome(alone(Case(), model), Case()))
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_an_error_in_one_process_is_told_by_the_first_and_ends_the_others(kind: str, model: Path) -> None:
-    (error, after), *exits = together(3, lead, kind, parallel_cases.failed_update, model, "1", False)
-    assert error.startswith("LearnError: ") and "process 1: MemoryError: there is none left" in error
+@pytest.mark.parametrize(
+    ("kind", "how", "said"),
+    [
+        ("ddp", "foreign", "MemoryError: there is none left"),
+        ("fsdp", "foreign", "MemoryError: there is none left"),
+        ("ddp", "ours", "LearnError: this I cannot learn from"),
+    ],
+    ids=["ddp", "fsdp", "ddp, ours"],
+)
+def test_an_error_in_one_process_is_told_by_the_first_and_ends_the_others(
+    kind: str, how: str, said: str, model: Path
+) -> None:
+    (error, after), *exits = together(3, lead, kind, parallel_cases.failed_update, model, "1", how)
+    assert error.startswith("LearnError: ") and f"process 1: {said}" in error
     assert "the processes of this run have ended" in after
     assert exits == [1, 1]
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_a_killed_process_ends_the_others(kind: str, model: Path) -> None:
-    (error, _), *exits = together(3, lead, kind, parallel_cases.failed_update, model, "2", True)
+    (error, _), *exits = together(3, lead, kind, parallel_cases.failed_update, model, "2", "killed")
     assert error.startswith("LearnError: ")
     assert exits == [1, -9]
-    assert together(2, lead, kind, parallel_cases.failed_update, model, "0", True) == [-9, 1]
+    assert together(2, lead, kind, parallel_cases.failed_update, model, "0", "killed") == [-9, 1]
 
 
 def test_where_the_first_process_is_interrupted_the_others_end(model: Path) -> None:

@@ -6,6 +6,7 @@ for their device.
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
 from collections.abc import Iterator, Sequence
@@ -59,6 +60,7 @@ class Ranks:
                 dist.init_process_group(
                     "gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl", timeout=timeout
                 )
+                atexit.register(_part)
             self._words = dist.new_group(backend="gloo", timeout=timeout)
             self._orders = dist.new_group(backend="gloo", timeout=_FOREVER)
         self.lost = False
@@ -202,3 +204,9 @@ class Ranks:
 
     def _group(self, tensor: Tensor) -> dist.ProcessGroup | None:
         return self._words if tensor.device.type == "cpu" else None
+
+
+def _part() -> None:
+    """Leave what torch has for all processes, which may be joined more than once until then."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

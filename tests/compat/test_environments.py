@@ -13,7 +13,14 @@ import pytest
 
 from tests.compat.playing import ROW, arena_of, play
 from tests.support.rollouts import call, calls, model, renderer
-from turnwise.compat.environments import PLACEHOLDER, environments, rows_by_environment, scored_by
+from turnwise.compat.environments import (
+    PLACEHOLDER,
+    environments,
+    need_a_reward,
+    rows_by_environment,
+    scored_by,
+)
+from turnwise.compat.rewards import Board, reward_functions
 from turnwise.envs.base import Env
 from turnwise.errors import EnvSpecError, RecipeError, TaskError
 from turnwise.rollout.policies import ScriptedPolicy
@@ -418,6 +425,22 @@ def test_a_rollout_func_stands_alone():
     with pytest.raises(RecipeError, match="do nothing beside it"):
         environments(None, [search], rollout_func=print)
     assert list(environments(rollout_func=print)) == ["prompts"]
+
+
+def test_something_has_to_say_what_a_completion_is_worth():
+    class Silent(Game):
+        get_reward = None
+
+    for known in (environments(), environments(tools=[search]), environments(Silent)):
+        with pytest.raises(RecipeError, match=r"pass reward_funcs, or an environment_factory.*get_reward"):
+            need_a_reward(known, ())
+    for known in (environments(Game), environments({"a": Silent, "b": Game}), environments(Native)):
+        need_a_reward(known, ())
+    need_a_reward(environments(), reward_functions(len_of, weights=None, board=Board()))
+
+
+def len_of(completions, **_):
+    return [0.0] * len(completions)
 
 
 def test_envs_of_our_own_are_taken_as_they_are():

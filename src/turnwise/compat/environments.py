@@ -22,6 +22,7 @@ from turnwise.envs.session import EnvSpec
 from turnwise.envs.spec import ClassSpec, class_spec
 from turnwise.envs.tools import Tool, function_tool
 from turnwise.errors import EnvSpecError, RecipeError, TaskError
+from turnwise.rollout.scoring import RewardFunction
 from turnwise.types import Task
 
 PROMPTS = "prompts"
@@ -103,6 +104,24 @@ def scored_by(known: Mapping[str, EnvSpec]) -> dict[str, str]:
         and spec.env_class.reward_name is not None
         and callable(getattr(spec.env_class.inner_class, "get_reward", None))
     }
+
+
+def need_a_reward(known: Mapping[str, EnvSpec], functions: Sequence[RewardFunction]) -> None:
+    """Refuse a run in which nothing is worth anything.
+
+    Raises:
+        RecipeError: There is no reward function, and no environment has ``get_reward``.
+    """
+    ours = [spec for spec in known.values() if isinstance(spec, ClassSpec) and _is_ours(spec.env_class)]
+    if not functions and not ours and not scored_by(known):
+        raise RecipeError(
+            "nothing says what a completion is worth: pass reward_funcs, or an environment_factory whose "
+            "class has get_reward()"
+        )
+
+
+def _is_ours(env_class: type[Env]) -> bool:
+    return not issubclass(env_class, trl_class.TrlEnv | trl_class.Conversation)
 
 
 def _spec(factory: Any, name: str | None, tools: tuple[Tool, ...]) -> ClassSpec:

@@ -19,11 +19,11 @@ from transformers.trainer_utils import speed_metrics
 
 from turnwise.compat import rows as data
 from turnwise.compat.completions import show_completions
-from turnwise.compat.environments import PLACEHOLDER, environments, rows_by_environment
+from turnwise.compat.environments import PLACEHOLDER, environments, need_a_reward, rows_by_environment
 from turnwise.compat.evaluation import orders_of, play_rows
 from turnwise.compat.logbook import Logbook
 from turnwise.compat.loop import Loop
-from turnwise.compat.metrics import tokens_of
+from turnwise.compat.metrics import Metrics, tokens_of
 from turnwise.compat.models import image_of, keep_starting_adapters, load_policy, load_processing, name_of
 from turnwise.compat.rewards import Board, form_of, reward_functions
 from turnwise.compat.rollout_func import Rollouts, player
@@ -111,8 +111,10 @@ class OnlineTrainer(RunTrainer):
             environments=environment_factory is not None,
             routed=self._routed,
             reward_processing=reward_processing_classes,
+            model_kwargs=args.model_init_kwargs,
             template_kwargs=args.chat_template_kwargs,
         )
+        need_a_reward(self._specs, self._functions)
         self.book = Logbook(config)
         self.rows_per_update = args.generation_batch_size // self.plan.updates_per_step
         for note in self.plan.notes:
@@ -192,6 +194,10 @@ class OnlineTrainer(RunTrainer):
         self.state.num_input_tokens_seen += tokens_of(groups)
         self.book.note_episodes(groups, seen=self.state.num_input_tokens_seen)
         self.book.note(self.board.take_metrics())
+
+    def rest_of_log(self) -> Metrics:
+        """As of `RunTrainer`: what came after the last log."""
+        return self.book.rest()
 
     def log_training(self) -> None:
         """As of `RunTrainer`, and with the episodes where they are asked for."""

@@ -127,6 +127,7 @@ def test_the_flags_that_runs_need_and_the_users_last(tmp_path: Path) -> None:
     assert variables["VLLM_SERVER_DEV_MODE"] == "1" and variables["PATH"].startswith("/venv/bin")
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in variables
     assert '{"backend": "nccl"}' in " ".join(Plan(model="m", nccl=True).command(python))
+    assert "--no-enable-chunked-prefill" in Plan(model="m", cpu=True).command(python)
     with pytest.raises(EngineError, match="more than vLLM takes"):
         Plan(model="m", lora_rank=1000).command(python)
 

@@ -86,7 +86,9 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     interpreter = install("0.32.0")
     began = time.monotonic()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    process = start(interpreter, Plan(model=str(paths[0]), port=port, lora_rank=8, flags=FLAGS), seconds=900)
+    process = start(
+        interpreter, Plan(model=str(paths[0]), port=port, lora_rank=8, cpu=True, flags=FLAGS), seconds=900
+    )
     print(f"\n{request.param}: up after {time.monotonic() - began:.0f} s")
     try:
         yield Served(process, models, paths)

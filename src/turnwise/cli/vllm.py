@@ -47,7 +47,7 @@ def up(
 
     Its pins never meet Turnwise's: the two speak HTTP.
     """
-    from turnwise.cli.vllm_install import install
+    from turnwise.cli.vllm_install import has_gpu, install
     from turnwise.cli.vllm_process import Plan, start
 
     # Whoever ends this process ends the server with it.
@@ -60,6 +60,7 @@ def up(
         tensor_parallel_size=tensor_parallel_size,
         lora_rank=lora_rank,
         nccl=nccl,
+        cpu=not has_gpu(),
         flags=tuple(flags or ()),
     )
     server = start(environment, plan, seconds=seconds, tell=typer.echo)

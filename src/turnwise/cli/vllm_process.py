@@ -36,6 +36,7 @@ class Plan:
     tensor_parallel_size: int = 1
     lora_rank: int | None = None
     nccl: bool = False
+    cpu: bool = False
     flags: tuple[str, ...] = ()
 
     def command(self, interpreter: Path) -> list[str]:
@@ -47,6 +48,10 @@ class Plan:
         command += ["--enable-scale-out", "--enable-prompt-tokens-details"]
         command += ["--logprobs-mode", "processed_logprobs"]
         command += ["--weight-transfer-config", json.dumps({"backend": backend})]
+        if self.cpu:
+            # Where a prompt is prefilled in parts vLLM 0.32 turns the seed's generator back, which one on CPU
+            # does not know: the server ends with "CPU Generator does not use offset".
+            command += ["--no-enable-chunked-prefill"]
         if self.lora_rank is not None:
             rank = next((rank for rank in LORA_RANKS if rank >= self.lora_rank), None)
             if rank is None:

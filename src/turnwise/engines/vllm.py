@@ -370,7 +370,7 @@ class VllmEngine:
             await server.abort([flight.name for flight in flights])
         except EngineError as error:
             # They end by themselves, with what they were asked for.
-            log.warning("%d requests were not ended: %s", len(flights), error)
+            log.info("%d requests were not ended: %s", len(flights), error)
 
     async def _retire(self) -> None:
         """Forget versions that nothing draws from any more."""

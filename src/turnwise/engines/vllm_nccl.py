@@ -80,12 +80,15 @@ class _Source:
         """(name, dtype, shape) of each tensor, in order."""
         from vllm.distributed.weight_transfer.base import ParamMeta
 
-        return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self]
+        named = self._source.tensors()
+        return [ParamMeta(name, self._sent(tensor), tuple(tensor.shape)) for name, tensor in named]
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         for name, tensor in self._source.tensors():
-            kept = self._dtype if self._dtype is not None and tensor.is_floating_point() else tensor.dtype
-            yield name, tensor.detach().to("cuda", kept).contiguous()
+            yield name, tensor.detach().to("cuda", self._sent(tensor)).contiguous()
+
+    def _sent(self, tensor: Any) -> Any:
+        return self._dtype if self._dtype is not None and tensor.is_floating_point() else tensor.dtype
 
 
 def _free_port() -> int:

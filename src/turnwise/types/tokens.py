@@ -64,7 +64,8 @@ class Completion:
     """One for each id: the weights that drew it."""
     finish: Finish
     kept_mass: list[float] | None = None
-    """One for each id where top-k, top-p or min-p cut the distribution: the mass that was kept."""
+    """One for each id where top-k, top-p or min-p cut the distribution: the mass that was kept. None there
+    from an engine that cannot tell; its logprobs are those of the cut distribution."""
     cached_tokens: int = 0
     """How many prompt tokens were not prefilled, because a session or a sibling held them."""
 

@@ -158,10 +158,15 @@ class Learner:
         self._published = False
         return {"grad_norm": norm, **rates}
 
-    def skip_step(self) -> None:
-        """Count an update that had nothing to learn from: the schedule spans all that were planned."""
+    def skip_step(self) -> Metrics:
+        """Count an update that had nothing to learn from: the schedule spans all that were planned.
+
+        Returns:
+            The rates that it would have had, as `optim_step` does.
+        """
         assert not self._pending, "there are gradients: call optim_step"
         self.step += 1
+        return self._optimizer.rates(self.step - 1)
 
     def publish(self) -> WeightSource:
         """The present weights, for engines to load as `version`; it rises by one if there was an update."""

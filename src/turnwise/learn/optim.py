@@ -14,6 +14,9 @@ from turnwise.errors import LearnError
 from turnwise.learn.model import PolicyModel
 from turnwise.learn.shards import replicate, spread, whole
 
+RATES = {"adamw": "lr", "muon": "lr_muon"}
+"""What the rate of each part is called."""
+
 
 def schedule(config: OptimizerConfig, step: int, total_steps: int) -> float:
     """What the learning rate is multiplied by at update ``step``, counted from 0.
@@ -78,18 +81,21 @@ class Optimizer:
 
     def step(self, step: int) -> dict[str, float]:
         """Move the weights, at update ``step`` of the schedule; returns the learning rates."""
-        factor = schedule(self.config, step, self.total_steps)
-        rates = {}
-        for name, (optimizer, base) in self._parts.items():
+        rates = self.rates(step)
+        for name, (optimizer, _) in self._parts.items():
             for group in optimizer.param_groups:
-                group["lr"] = base * factor
+                group["lr"] = rates[RATES[name]]
                 if name == "muon":  # It looks at whole matrices.
                     for parameter in group["params"]:
                         if parameter.grad is not None:
                             parameter.grad = replicate(parameter.grad)
             optimizer.step()
-            rates["lr" if name == "adamw" else "lr_muon"] = base * factor
         return rates
+
+    def rates(self, step: int) -> dict[str, float]:
+        """The learning rates of update ``step``."""
+        factor = schedule(self.config, step, self.total_steps)
+        return {RATES[name]: base * factor for name, (_, base) in self._parts.items()}
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

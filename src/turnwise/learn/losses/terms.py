@@ -208,8 +208,8 @@ def vespo(
     ``w``, the product of its ratios, not their mean.
 
     φ is 1 on-policy and falls to 0 on both sides, so that a sequence that has drifted far loses its say. It
-    has one k and λ for A > 0 or 0, others below. With a correction, ``w`` is made of ratios to the old policy,
-    each times its token's weight (1e-8 where that is 0).
+    has one k and λ for A > 0 or 0, others below. With a correction, ``w`` is made of ratios to the old
+    policy, each times its token's weight (1e-8 where that is 0).
 
     Source: VESPO, arXiv:2602.10693; the clamp of w to [1e-8, e^20] as in TRL 1.16.
 

@@ -253,3 +253,11 @@ def test_a_policy_that_loops_is_read_in_reasonable_time(loop: str) -> None:
     check_sound(DIALECT, "<tool_call>\n<function=run>\n<parameter=text>\n" + loop * 4000)
     # A second or two. Where each value is searched to the reply's end it is twenty.
     assert time.perf_counter() - started < 15
+
+
+def test_a_call_without_its_tag_ends_where_another_call_begins() -> None:
+    call = DIALECT.format(ToolCall(name="run", arguments={"text": "left"}))
+    message = DIALECT.parse(f"<function=run>{call}</tool_call>", tools=[TOOL])
+    good, bare = message.tool_calls
+    assert (good.error, bare.error, bare.raw) == (None, "<tool_call> is missing", "<function=run>")
+    assert message.content == "\n</tool_call>"

@@ -59,8 +59,13 @@ class QwenXmlDialect:
         # Models of this family forget the tag before a call; the call must not pass for an answer.
         bare = _BARE_FUNCTION.search(content)
         if bare is not None:
-            calls.append(malformed(content[bare.start() :], f"{OPEN} is missing", len(calls), _TAGS.name))
-            content = content[: bare.start()]
+            before, raw = content[: bare.start()], content[bare.start() :]
+            after = ""
+            while raw not in text:  # It goes on behind another call, with which it has nothing to do.
+                raw, _, piece = raw.rpartition("\n")
+                after = f"\n{piece}{after}"
+            calls.append(malformed(raw, f"{OPEN} is missing", len(calls), _TAGS.name))
+            content = f"{before}{after}"
         return Message.assistant(content.rstrip("\n") if calls else content, *calls, reasoning=reasoning)
 
     def format(self, call: ToolCall) -> str:

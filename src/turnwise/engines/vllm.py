@@ -170,9 +170,10 @@ class VllmEngine:
                 )
         self.max_context = asked or min(server.max_context for server in self._servers)
         await self._tenancy.claim(self._servers)
-        for server, fits in zip(
-            self._servers, await asyncio.gather(*(one.cuts_logprobs() for one in self._servers)), strict=True
-        ):
+        # Some prompt: one of nothing but padding would make all tokens equal.
+        probe = [self._vocabulary * n // 17 for n in range(1, 17)][: self.max_context - 1]
+        fit = await asyncio.gather(*(server.cuts_logprobs(probe) for server in self._servers))
+        for server, fits in zip(self._servers, fit, strict=True):
             if not fits:
                 raise EngineError(
                     f"{server} gives the logprobs of another distribution than it draws from: start it with "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -197,12 +198,16 @@ class VllmServer:
         names = [f"generate-tokens-{request}" for request in requests]
         await self._ask("POST", "/inference/v1/abort_requests", {"request_ids": names})
 
-    async def cuts_logprobs(self) -> bool:
-        """Whether its logprobs are those of the distribution that is drawn from: cut to one token, 0."""
-        drawn = await self.generate(
-            "turnwise-probe", [0], Sampling(max_tokens=1, top_k=1), salt="probe", seconds=CONTROL_SECONDS
-        )
-        return abs(drawn.logprobs[0]) < 1e-6
+    async def cuts_logprobs(self, prompt_ids: Sequence[int]) -> bool:
+        """Whether its logprobs are those of the distribution that is drawn from.
+
+        Cut to the likeliest token, that has a probability of 1; or of 1/2, 1/3 … where the first are equal,
+        which bfloat16 makes of what is close.
+        """
+        one = Sampling(max_tokens=1, top_k=1)
+        drawn = await self.generate("turnwise-probe", prompt_ids, one, salt="probe", seconds=CONTROL_SECONDS)
+        equal = math.exp(-drawn.logprobs[0])
+        return equal < 8.5 and abs(equal - round(equal)) < 1e-3
 
     # -- weights ------------------------------------------------------------------------------------
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import trl
-from datasets import Dataset
 from transformers import TrainerCallback, get_scheduler
 
 from tests.support.models import tiny_qwen3
@@ -252,6 +250,8 @@ def test_a_plan_is_a_recipe_like_any_other(tmp_path: Path) -> None:
 
 def trls_count(args: Any, rows: int, tmp_path: Path) -> tuple[int, int]:
     """Optimizer steps and their last epoch, as TRL and transformers count them."""
+    import trl
+    from datasets import Dataset
 
     class Stop(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -278,6 +278,7 @@ def compare(
         ("grpo", "token_mask", (0.85, 1.2), {"kind": "icepop", "low": 0.85, "high": 1.2}),
         ("grpo", "sequence_truncate", (None, 1.1), {"kind": "sequence_truncate", "high": 1.1}),
         ("grpo", "sequence_mask", (0.5, 2.0), {"kind": "sequence_mask", "low": 0.5, "high": 2.0}),
+        ("gspo", "token_mask", (0.85, 1.2), {"kind": "icepop", "low": 0.85, "high": 1.2}),
         # With a mask each of these sequences has a token in it that ends its say.
         ("vespo", "token_truncate", (None, 1.1), {"kind": "tis", "high": 1.1}),
     ],
@@ -295,8 +296,13 @@ def test_sampler_correction_equals_trls(
 ) -> None:
     """All but their call of vLLM is theirs: what it would have returned is put in its place."""
     tokens, samples = rows
+    theirs, ours = {
+        "grpo": ({"loss_type": "grpo"}, {"loss": "ppo", "normalise": "sequence"}),
+        "gspo": ({"loss_type": "grpo", **GSPO}, {"loss": "gspo", "normalise": "sequence", **GSPO_CLIPS}),
+        "vespo": ({"loss_type": "vespo"}, {"loss": "vespo"}),
+    }[loss]
     trainer = grpo_trainer(
-        model_dir, dataset, tmp_path, loss_type=loss, vllm_importance_sampling_mode=mode,
+        model_dir, dataset, tmp_path, **theirs, vllm_importance_sampling_mode=mode,
         vllm_importance_sampling_clip_min=bounds[0], vllm_importance_sampling_clip_max=bounds[1],
     )  # fmt: skip
     trainer.use_vllm = True
@@ -316,8 +322,7 @@ def test_sampler_correction_equals_trls(
         replace(one, advantages_T=np.where(one.loss_mask_T, np.float32(advantage), np.float32(0)))
         for one, advantage in zip(samples, inputs["advantages"], strict=True)
     ]
-    names = {"grpo": {"loss": "ppo", "normalise": "sequence"}, "vespo": {"loss": "vespo"}}[loss]
-    metrics = compare(trainer, inputs, samples, {**names, "correction": correction})
+    metrics = compare(trainer, inputs, samples, {**ours, "correction": correction})
     own = (tokens["completion_mask"] * tokens["tool_mask"]).bool()
     weights = weights.expand(own.shape)[own]
     assert metrics["correction"] == pytest.approx(float(weights.mean()), abs=1e-5)

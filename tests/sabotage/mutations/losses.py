@@ -33,10 +33,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         name="vespo_corrected_outside",
         why="what a sampler's difference does to a sequence's ratio is lost on its shape",
         file="learn/losses/policy.py",
-        old="terms_N, told = term(inputs, log_ratio_N + log_weights_N)",
-        new="terms_N, told = term(inputs, log_ratio_N)",
+        old="term(inputs, log_ratio_N + log_weights_N)",
+        new="term(inputs, log_ratio_N)",
         tests=(
-            "tests/learn/test_trl.py::test_sampler_correction_equals_trls[vespo-token_truncate-bounds4-correction4]",
+            "tests/learn/test_trl.py::test_sampler_correction_equals_trls[vespo-token_truncate-bounds5-correction5]",
+        ),
+    ),
+    Mutation(
+        name="gspo_corrected_by_the_token",
+        why="a sequence's tokens, which have one ratio, move by more than one",
+        file="learn/losses/policy.py",
+        old="(sequence_mean(weights_N, inputs.sequences_N) if shared else weights_N)",
+        new="weights_N",
+        tests=(
+            "tests/learn/test_trl.py::test_sampler_correction_equals_trls[gspo-token_mask-bounds4-correction4]",
         ),
     ),
     Mutation(

@@ -42,6 +42,7 @@ def policy_loss(
     correct: Correct | None = None,
     bounds: tuple[float, float] = (0.0, float("inf")),
     within: bool = False,
+    shared: bool = False,
     off_policy_kl: float | None = None,
     kl: float = 0.0,
     kl_estimator: KlEstimator = "k3_ratio",
@@ -57,6 +58,8 @@ def policy_loss(
         bounds: Of the correction: low and high.
         within: Multiply the correction into each token's ratio rather than its term, for a term of a whole
             sequence's ratio to the sampler (`vespo`).
+        shared: Give each token the mean of its sequence's weights, for a term whose gradient is the
+            sequence's (`gspo`).
         off_policy_kl: Where the sampler's logprobs are higher than the present ones by more than this, in the
             mean over a sequence, tokens of negative advantage have no policy term.
             Source: DeepSeek-V3.2, arXiv:2512.02556, equation 9.
@@ -82,7 +85,7 @@ def policy_loss(
             terms_N, told, most = term(inputs, log_ratio_N + log_weights_N)
         else:
             terms_N, told, most = term(inputs, log_ratio_N)
-            terms_N = terms_N * weights_N
+            terms_N = terms_N * (sequence_mean(weights_N, inputs.sequences_N) if shared else weights_N)
         means |= {"correction": mean(weights_N), "correction_rejected": mean(weights_N == 0)}
         if len(weights_N):
             maxima |= {"correction_max": weights_N.max(), "correction_cut_max": (1 - weights_N).max()}
@@ -125,6 +128,7 @@ def make_loss(config: RlConfig) -> Loss:
         correct=None if kind == "none" else CORRECTIONS[kind],
         bounds=config.correction.bounds,
         within=config.loss == "vespo",
+        shared=config.loss in ("gspo", "luspo"),
         off_policy_kl=config.off_policy_kl,
         kl=config.kl if config.kl_in == "loss" else 0.0,
         kl_estimator=config.kl_estimator,

@@ -119,9 +119,8 @@ def cispo(inputs: LossInputs, log_ratio_N: Tensor, *, clip_high: float) -> Terms
     """
     ratio_N = log_ratio_N.detach().exp()
     capped_N = ratio_N.clamp(max=1 + clip_high)
-    return Terms(
-        -capped_N * inputs.advantages_N * inputs.logprobs_N, {"clip_high": mean(ratio_N > 1 + clip_high)}
-    )
+    high_N = (ratio_N > 1 + clip_high) & (inputs.advantages_N > 0)
+    return Terms(-capped_N * inputs.advantages_N * inputs.logprobs_N, {"clip_high": mean(high_N)})
 
 
 def sapo(inputs: LossInputs, log_ratio_N: Tensor, *, tau_positive: float, tau_negative: float) -> Terms:

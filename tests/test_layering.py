@@ -197,10 +197,17 @@ def test_foreign_errors_are_caught_at_the_boundary_alone() -> None:
 
 
 def test_nothing_is_printed() -> None:
-    calls = [
-        f"{file.relative_to(SRC)}:{node.lineno}"
-        for file in FILES
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
-    ]
+    """But where printing is what a function is for, which its line says."""
+    calls = []
+    for file in FILES:
+        text = file.read_text(encoding="utf-8")
+        lines = text.splitlines()
+        calls += [
+            f"{file.relative_to(SRC)}:{node.lineno}"
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "print"
+            and "# noqa: T201 - " not in lines[node.lineno - 1]
+        ]
     assert calls == []

@@ -46,7 +46,7 @@ class Logbook:
         return episode_metrics(groups, tools=tools, by_batch=self._config.scale == "batch")
 
     def note_update(self, learned: Mapping[str, float] | None, *, seconds: float) -> None:
-        """Take an update: empty where nothing set siblings apart, None where it was refused."""
+        """Take an update: its rates where nothing set siblings apart, None where it was refused."""
         self.note({"step_time": seconds})
         if learned is None:
             return
@@ -56,9 +56,15 @@ class Logbook:
         self._total, self._updates = self._total + loss, self._updates + 1
         self._latest["grad_norm"] = learned.get("grad_norm", 0.0)
         self._latest["learning_rate"] = learned.get("lr", self._latest["learning_rate"])
-        if learned:
-            corrected = self._config.correction.kind not in ("none", "ignore")
-            self.note(update_metrics(learned, loss=self._config.loss, correction=corrected))
+        corrected = self._config.correction.kind not in ("none", "ignore")
+        self.note(update_metrics(learned, loss=self._config.loss, correction=corrected))
+        if self._config.entropy:
+            # The bonus is the mean entropy of tokens only where the loss is one of tokens.
+            bonus = self._config.entropy * learned.get("entropy", 0.0)
+            by_token = self._config.normalise == "token"
+            self.note(
+                {"entropy_coef": self._config.entropy, "policy_loss": loss + bonus if by_token else None}
+            )
 
     def line(self) -> Metrics:
         """Everything since the last line."""

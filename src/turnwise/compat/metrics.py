@@ -16,13 +16,11 @@ from turnwise.types import Trajectory, TrajectoryGroup
 
 Metrics = dict[str, float | None]
 
-UPDATE_NAMES = {
-    "entropy": "entropy",
-    "kl_reference": "kl",
-    "clip_low": "clip_ratio/low_mean",
-    "clip_high": "clip_ratio/high_mean",
-}
-"""TRL's name of what an update reports, for every loss; `update_metrics` has the others."""
+CLIPPED = ("ppo", "dapo", "dr_grpo", "bnpo", "gspo", "luspo", "rloo")
+"""Losses with a clip on both sides."""
+CLIP_RATIOS = tuple(
+    f"clip_ratio/{name}" for name in ("low_mean", "high_mean", "region_mean", "low_min", "high_max")
+)
 OWN = ("loss", "grad_norm", "lr", "tokens", "entropy", "kl_reference")
 """Metrics of a step that TRL has too: told once, by its names."""
 
@@ -125,29 +123,32 @@ def _rewards(groups: Sequence[TrajectoryGroup], episodes: Sequence[Trajectory], 
 
 
 def update_metrics(learned: Mapping[str, float], *, loss: str, correction: bool) -> Metrics:
-    """What one update reports.
+    """What one update reports; None where it had nothing to learn from.
 
     Args:
         learned: From the learner.
         loss: ``rl.loss`` of the recipe, which decides what its own metrics are called.
         correction: Tokens are weighed by how the sampler drew them.
     """
-    metrics: Metrics = {name: learned[own] for own, name in UPDATE_NAMES.items() if own in learned}
+    metrics: Metrics = {"entropy": learned.get("entropy")}
+    if "kl_reference" in learned:
+        metrics["kl"] = learned["kl_reference"]
     if loss == "cispo":
-        metrics.pop("clip_ratio/high_mean", None)
         metrics["cispo_clip_ratio"] = learned.get("clip_high")
-    elif "clip_low" in learned and "clip_high" in learned:  # Low only where A < 0, high only where A > 0.
-        metrics["clip_ratio/region_mean"] = learned["clip_low"] + learned["clip_high"]
-    if "spared_low_max" in learned:
-        metrics["clip_ratio/low_min"] = 1 - learned["spared_low_max"]
-        metrics["clip_ratio/high_max"] = learned["clip_high_max"]
+    elif loss in CLIPPED:
+        metrics |= dict.fromkeys(CLIP_RATIOS)
+        if "clip_low" in learned:  # Low only where A < 0, high only where A > 0.
+            low, high = learned["clip_low"], learned["clip_high"]
+            least, most = 1 - learned["spared_low_max"], learned["clip_high_max"]
+            metrics |= dict(zip(CLIP_RATIOS, (low, high, low + high, least, most), strict=True))
     if loss == "vespo":
         metrics["vespo/phi_seq_mean"] = learned.get("gate")
     if correction:
+        cut = learned.get("correction_cut_max")
         metrics |= {
             "sampling/sampling_logp_difference/mean": learned.get("mismatch"),
             "sampling/sampling_logp_difference/max": learned.get("mismatch_max"),
-            "sampling/importance_sampling_ratio/min": 1 - learned.get("correction_cut_max", 1.0),
+            "sampling/importance_sampling_ratio/min": None if cut is None else 1 - cut,
             "sampling/importance_sampling_ratio/mean": learned.get("correction"),
             "sampling/importance_sampling_ratio/max": learned.get("correction_max"),
         }

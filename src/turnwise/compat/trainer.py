@@ -168,6 +168,7 @@ class OnlineTrainer(RunTrainer):
             order=data.PromptOrder(self.config.groups, shuffle=shuffle, seed=self.args.seed),
             player=None if self.rollout_func is None else player(self.rollout_func, self, call=loop.here),
             watcher=watcher,
+            updates=self.plan.max_steps,
             kept_checkpoints=None,
             export=False,
             ranks=ranks,

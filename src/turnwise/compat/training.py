@@ -53,7 +53,7 @@ class Book(Protocol):
         ...
 
     def note_update(self, learned: Mapping[str, float] | None, *, seconds: float) -> None:
-        """Take an update: empty where there was nothing to learn from, None where it was refused."""
+        """Take an update: its rates where there was nothing to learn from, None where it was refused."""
         ...
 
     def line(self) -> Metrics:

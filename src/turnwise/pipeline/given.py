@@ -79,7 +79,8 @@ class Watcher:
         return nullcontext()
 
     def updated(self, metrics: Mapping[str, float] | None) -> bool:
-        """One update is made; it is empty where there was nothing to learn from, and None if it was refused.
+        """One update is made; only its rates are told where there was nothing to learn from, and None if it
+        was refused.
 
         Returns:
             Whether the step's other updates shall be made too.
@@ -115,6 +116,9 @@ class Given:
     lessons: Callable[[int], Sequence[Sample]] | None = None
     """What SFT learns from in an update, counted from 0, in place of recorded trajectories."""
     watcher: Watcher = field(default_factory=Watcher)
+    updates: int | None = None
+    """That RL's schedule of learning rates spans: fewer than the recipe's steps have, where the watcher
+    stops in the middle of the last one."""
     kept_checkpoints: int | None = 1
     """Learner states that are kept while a stage lasts, each three times its model; None keeps all."""
     export: bool = True

@@ -52,7 +52,7 @@ async def rl(run: Run) -> None:
             model,
             optimizer=config.optimizer,
             rows=config.rows,
-            total_steps=config.steps * config.minibatches * config.epochs,
+            total_steps=run.given.updates or config.steps * config.minibatches * config.epochs,
             reference=config.kl > 0,
         )
         arenas = run.arenas(run.renderer(model))
@@ -178,7 +178,8 @@ def _learn(
                 refused.append(error)
                 learned = None
         if not learned:
-            learner.skip_step()
+            rates = learner.skip_step()
+            learned = None if learned is None else rates
         if not watcher.updated(learned):
             break
     if refused and not found:

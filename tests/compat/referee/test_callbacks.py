@@ -69,7 +69,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "updates of one batch": {
         "max_steps": 4, "per_device_train_batch_size": 4, "steps_per_generation": 2, "num_iterations": 2,
-        "logging_steps": 3, "save_strategy": "steps", "save_steps": 3,
+        "logging_steps": 3, "save_strategy": "steps", "save_steps": 4,
     },
     "an evaluation before the first step": {"max_steps": 2, "eval_on_start": True, **EVALUATED},
     "nothing but steps": {"max_steps": 3, "logging_strategy": "no"},
@@ -89,6 +89,19 @@ def test_the_same_events_in_the_same_order(name: str, tmp_path: Path) -> None:
         )
     for their, our in zip(theirs.logs, ours.logs, strict=True):
         assert their.keys() - UNEVALUATED <= our.keys()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_waits_for_the_end_of_a_batch(tmp_path: Path) -> None:
+    """TRL saves between two updates of one batch, and a resumed run plays that batch anew. Ours goes on."""
+    settings = {"max_steps": 4, "per_device_train_batch_size": 4, "steps_per_generation": 2,
+                "num_iterations": 2, "save_strategy": "steps", "save_steps": 3}  # fmt: skip
+    saved = {}
+    for package in PACKAGES:
+        recorder, _ = heard(package, tmp_path / package, **settings)
+        saved[package] = [step for event, step, _ in recorder.events if event == "save"]
+    assert saved["trl"][0] == 3
+    assert saved["turnwise"] == [4]
 
 
 WISHES: dict[str, dict[tuple[str, int], str]] = {

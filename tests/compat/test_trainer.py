@@ -46,7 +46,7 @@ def test_events_come_in_the_order_of_transformers_trainer(tmp_path: Path) -> Non
         "on_init_end", "on_train_begin",
         "on_epoch_begin", *update, *update, "on_log", *evaluated, "on_save",
         *update, "on_epoch_end",
-        "on_epoch_begin", *update, "on_log", *evaluated, "on_epoch_end", "on_save",
+        "on_epoch_begin", *update, "on_log", *evaluated, "on_save", "on_epoch_end",
         "on_log", "on_train_end",
     ]  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,14 @@ def test_updates_of_a_batch_are_made_again_too(tmp_path: Path) -> None:
 def test_an_earlier_checkpoint_can_be_gone_on_from(whole: Any, tmp_path: Path) -> None:
     first = trainer(tmp_path, **SAVED)
     first.train()
-    events = Events()
+    events, between = Events(), time.time()
     made = trainer(tmp_path, callbacks=[events], **SAVED)
     made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert [step for name, step in events.seen if name == "on_step_end"] == [3, 4, 5]
     assert same(made.model, whole.model)
+    played = map(json.loads, (tmp_path / "trajectories/rl.jsonl").read_text().splitlines())
+    began = [one["started"] for one in played]
+    assert sum(one > between for one in began) == 3 * 8, "what came later is played anew"
     assert (tmp_path / "previous-1" / "checkpoint-5").is_dir(), "what came later is kept"
     assert len((tmp_path / "previous-1" / "steps.jsonl").read_text().splitlines()) == 5
 
@@ -234,3 +238,40 @@ def test_ctrl_c_ends_it_and_the_run_goes_on(whole: Any, tmp_path: Path) -> None:
     made = trainer(tmp_path, **SAVED)
     made.train(resume_from_checkpoint=True)
     assert same(made.model, whole.model)
+
+
+def test_a_best_model_needs_a_metric_that_there_is(tmp_path: Path) -> None:
+    made = trainer(
+        tmp_path, eval_dataset=ROWS[:1], eval_strategy="steps", eval_steps=1, save_strategy="steps",
+        save_steps=1, load_best_model_at_end=True,
+    )  # fmt: skip
+    with pytest.raises(RecipeError, match=r"'eval_loss', which the evaluation does not have.*eval_reward"):
+        made.train()
+
+
+class StopsWithTheEpoch(TrainerCallback):
+    """Raises flags when an epoch ends."""
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop, and save."""
+        control.should_training_stop = control.should_save = True
+
+
+@pytest.mark.parametrize("saving", [{}, {"save_strategy": "steps", "save_steps": 1}])
+def test_the_end_of_an_epoch_may_stop_and_save(tmp_path: Path, saving: dict[str, Any]) -> None:
+    made = trainer(tmp_path, callbacks=[StopsWithTheEpoch()], max_steps=-1, num_train_epochs=3, **saving)
+    made.train()
+    assert made.state.global_step == 3, "one pass over six prompts, two at a time"
+    assert (tmp_path / "checkpoint-3").is_dir()
+
+
+def test_what_falls_between_two_updates_comes_at_the_end_of_their_batch(tmp_path: Path) -> None:
+    events = Events()
+    made = trainer(
+        tmp_path, callbacks=[events], num_iterations=4, max_steps=8, save_strategy="steps", save_steps=3,
+        eval_dataset=ROWS[:1], eval_strategy="steps", eval_steps=3,
+    )  # fmt: skip
+    made.train()
+    assert [step for name, step in events.seen if name == "on_save"] == [4, 8]
+    assert [step for name, step in events.seen if name == "on_evaluate"] == [4, 8]
+    assert {one.name for one in tmp_path.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-8"}

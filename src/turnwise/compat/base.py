@@ -203,8 +203,8 @@ class BaseTrainer:
         name = name if name.startswith("eval_") else f"eval_{name}"
         if name not in metrics:
             raise RecipeError(
-                f"metric_for_best_model is {name!r}, which the evaluation does not have; it has: "
-                + ", ".join(sorted(metrics))
+                f"metric_for_best_model is {name!r}, which the evaluation does not have (nothing is learned "
+                "in it, so there is no loss); it has: " + ", ".join(sorted(metrics))
             )
         value, best = metrics[name], self.state.best_metric
         if value is None or (best is not None and (value > best) is not bool(self.args.greater_is_better)):

@@ -5,8 +5,8 @@
       played                                   what episodes were like goes into the next log
       moving, updated                          on_pre_optimizer_step, on_optimizer_step
                                                on_step_end, (on_log), on_step_begin       between two updates
-    step_ended                               on_step_end, (on_log), (on_evaluate), (on_epoch_end …)
-    saved                                    on_save
+    step_ended                               on_step_end, (on_log), (on_evaluate)
+    saved                                    on_save, (on_epoch_end …)
 
 Evaluations and checkpoints that fall between two updates of a step take place at its end, when the engine has
 the weights and a resumed run could go on.
@@ -48,6 +48,7 @@ class Flow(Watcher):
         """Of this step."""
         self._in_update = self._in_epoch = False
         self._began = 0.0
+        self._ended: StepEnd | None = None
         self._owed = {"should_evaluate": False, "should_save": False}
         """Wished for between two updates."""
 
@@ -88,9 +89,9 @@ class Flow(Watcher):
         """As of `Watcher`."""
         return await self._loop.here(self._end_step, end)
 
-    async def saved(self, step: int, path: Path) -> None:
+    async def saved(self, step: int, path: Path) -> bool:
         """As of `Watcher`."""
-        await self._loop.here(self._trainer.checkpoint_written, path)
+        return await self._loop.here(self._written, path)
 
     # -- on the trainer's thread ------------------------------------------------------------------------
 
@@ -114,7 +115,7 @@ class Flow(Watcher):
         trainer.state.global_step += 1
         done, share = plan.epoch_of(self._step - 1), self._updates / plan.updates_per_step
         trainer.state.epoch = done + share * (plan.epoch_of(self._step) - done)
-        if self._updates == plan.updates_per_step or trainer.state.global_step >= plan.max_steps:
+        if self._updates == plan.updates_per_step:
             return False  # `_end_step` has the rest of it, when the engine has the weights.
         self._end_update()
         self._log_if_due()
@@ -130,28 +131,45 @@ class Flow(Watcher):
         self._trainer.fire("on_step_end")
 
     def _end_step(self, end: StepEnd) -> Wish:
-        trainer, plan = self._trainer, self._trainer.plan
+        trainer, self._ended = self._trainer, end
         trainer.book.note({name: value for name, value in end.metrics.items() if name not in OWN})
+        rl = trainer.plan.recipe.rl
+        if rl is not None and rl.kl > 0 and rl.kl_in == "reward":  # Of the whole step; no update has one.
+            trainer.book.note({"kl": end.metrics.get("kl_reference")})
         if self._in_update:
             self._end_update()
         for flag, owed in self._owed.items():
             setattr(trainer.control, flag, owed or getattr(trainer.control, flag))
             self._owed[flag] = False
-        save = self._log_and_evaluate(end)
-        last = trainer.control.should_training_stop or trainer.state.global_step >= plan.max_steps
-        if last or int(plan.epoch_of(self._step)) > int(plan.epoch_of(self._step - 1)):
-            self._end_epoch()
-            save = self._log_and_evaluate(end) or save
-        if trainer.control.should_epoch_stop and not last:
-            raise RecipeError(
-                "a callback has set should_epoch_stop, and a run goes through its data set without a break "
-                "between epochs; set should_training_stop to end it"
-            )
+        # What is saved is saved before the epoch ends; what the epoch's end wants saved, after it.
+        save = self._log_and_evaluate(end) or self._end_epoch_if_over(end)
         return Wish(
             save=save,
             files=trainer.checkpoint_files() if save else {},
             stop=trainer.control.should_training_stop,
         )
+
+    def _written(self, path: Path) -> bool:
+        """A checkpoint is; returns whether the run goes on."""
+        self._trainer.checkpoint_written(path)
+        if self._ended is not None and self._end_epoch_if_over(self._ended):
+            self._trainer.fire("on_save")  # It is there already, of these weights.
+        return not self._trainer.control.should_training_stop
+
+    def _end_epoch_if_over(self, end: StepEnd) -> bool:
+        """End an epoch, once; returns whether a checkpoint is wanted then."""
+        trainer, plan = self._trainer, self._trainer.plan
+        last = trainer.control.should_training_stop or trainer.state.global_step >= plan.max_steps
+        over = last or int(plan.epoch_of(self._step)) > int(plan.epoch_of(self._step - 1))
+        if trainer.control.should_epoch_stop and not last:
+            raise RecipeError(
+                "a callback has set should_epoch_stop, and a run goes through its data set without a break "
+                "between epochs; set should_training_stop to end it"
+            )
+        if not (over and self._in_epoch):
+            return False
+        self._end_epoch()
+        return self._log_and_evaluate(end)
 
     def _end_epoch(self) -> None:
         self._in_epoch = False

@@ -38,7 +38,8 @@ class Logbook:
     def note_episodes(self, groups: Sequence[TrajectoryGroup], *, seen: int) -> None:
         """Take what was played; ``seen`` is all tokens of the run so far."""
         self.played = tuple(groups)
-        self.note({"num_tokens": float(seen), **self.of_episodes(groups)})
+        self.note(self.of_episodes(groups))
+        self._ledger.put("num_tokens", float(seen))
 
     def of_episodes(self, groups: Sequence[TrajectoryGroup]) -> Metrics:
         """Metrics of episodes, of training or of an evaluation."""
@@ -65,6 +66,10 @@ class Logbook:
             self.note(
                 {"entropy_coef": self._config.entropy, "policy_loss": loss + bonus if by_token else None}
             )
+
+    def rest(self) -> Metrics:
+        """What no line has had, for the last one."""
+        return self._ledger.take()
 
     def line(self) -> Metrics:
         """Everything since the last line."""

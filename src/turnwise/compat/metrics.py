@@ -36,6 +36,10 @@ class Ledger:
         for name, value in metrics.items():
             self._values[name].append(None if value is None or not math.isfinite(value) else value)
 
+    def put(self, name: str, value: float) -> None:
+        """Take a value in place of those before."""
+        self._values[name] = [value]
+
     def take(self) -> Metrics:
         """The mean of each since the last time; None where it applied to nothing."""
         taken, self._values = self._values, defaultdict(list)

@@ -180,8 +180,8 @@ class RunTrainer(BaseTrainer):
         metrics: dict[str, float | None] = speed_metrics(
             "train", self._began, num_samples=made * self.rows_per_update, num_steps=made
         )
-        metrics["train_loss"] = self.book.train_loss
-        self.log(metrics)
+        metrics |= {"total_flos": self.state.total_flos, "train_loss": self.book.train_loss}
+        self.log({**metrics, **self.rest_of_log()})
         best = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best is not None:
             assert self._learner is not None
@@ -193,6 +193,10 @@ class RunTrainer(BaseTrainer):
 
     def engine_is_open(self, policy: ModelPolicy) -> None:
         """From here on it plays."""
+
+    def rest_of_log(self) -> Metrics:
+        """What the last line has beside what it always has."""
+        return {}
 
     def take_episodes(self, groups: Sequence[TrajectoryGroup]) -> None:
         """What the next updates learn from was played."""

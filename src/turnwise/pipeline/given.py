@@ -54,7 +54,8 @@ class Wish:
 class Watcher:
     """Looks on while a run learns. Whoever wants to see something overrides that; by itself it wants nothing.
 
-        opened ─> [redone steps] ─> playing ─> step_began ─> played ─> (moving ─> updated)… ─> step_ended ─> saved
+        opened ─> [redone steps] ─> playing
+        step_began ─> played ─> (moving ─> updated)… ─> step_ended ─> saved          for each step
 
     Steps that a resumed run makes again from disk are shown as they were, before ``playing``.
     """
@@ -91,8 +92,13 @@ class Watcher:
         """A step is done and on disk, and the engine has its weights."""
         return Wish()
 
-    async def saved(self, step: int, path: Path) -> None:
-        """A checkpoint is complete."""
+    async def saved(self, step: int, path: Path) -> bool:
+        """A checkpoint is complete.
+
+        Returns:
+            Whether the run goes on.
+        """
+        return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

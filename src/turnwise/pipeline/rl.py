@@ -132,8 +132,7 @@ async def _train(
             wish = await run.given.watcher.step_ended(StepEnd(step=step, metrics=metrics))
             if not wish.stop:  # What is played next, while a checkpoint is written, is of the next step.
                 player.advance(learner.version)
-            await _keep(run, config, learner, step, wish)
-            if wish.stop:
+            if not await _keep(run, config, learner, step, wish):
                 return step
     return config.steps
 
@@ -294,17 +293,18 @@ async def _redo(
             _warn(step, metrics, config)
             _tell(run, step, metrics)
         wish = await watcher.step_ended(StepEnd(step=step, metrics=metrics, redone=True))
-        await _keep(run, config, learner, step, wish)
-        if wish.stop:
+        if not await _keep(run, config, learner, step, wish):
             return step, counts, True
     return step, counts, False
 
 
-async def _keep(run: Run, config: RlConfig, learner: Learner, step: int, wish: Wish) -> None:
-    """Write a checkpoint where one is due, or wanted now."""
+async def _keep(run: Run, config: RlConfig, learner: Learner, step: int, wish: Wish) -> bool:
+    """Write a checkpoint where one is due, or wanted now; returns whether the run goes on."""
+    goes_on = not wish.stop
     if wish.save or (step % config.checkpoint_every == 0 and step < config.steps):
         path = await asyncio.to_thread(save_state, run, STAGE, step, learner, wish.files)
-        await run.given.watcher.saved(step, path)
+        goes_on &= await run.given.watcher.saved(step, path)
+    return goes_on
 
 
 def _warn(step: int, metrics: Mapping[str, float], config: RlConfig) -> None:

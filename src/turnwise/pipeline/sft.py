@@ -56,10 +56,11 @@ async def sft(run: Run) -> None:
             run.emit(StepLine(stage=STAGE, step=step, metrics=metrics))
             run.emit(Progress(stage=STAGE, done=step, metrics={"nll": metrics["nll"]}))
             wish = await watcher.step_ended(StepEnd(step=step, metrics=metrics))
+            goes_on = not wish.stop
             if wish.save or (step % config.checkpoint_every == 0 and step < config.steps):
                 path = await asyncio.to_thread(save_state, run, STAGE, step, learner, wish.files)
-                await watcher.saved(step, path)
-            if wish.stop:
+                goes_on &= await watcher.saved(step, path)
+            if not goes_on:
                 break
         save_model(run, STAGE, done, learner)
         info["steps"] = done

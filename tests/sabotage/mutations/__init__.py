@@ -18,6 +18,7 @@ from tests.sabotage.mutations import (
     pipeline,
     rollout,
     store,
+    trainer,
 )
 
 MUTATIONS: tuple[Mutation, ...] = (
@@ -32,4 +33,5 @@ MUTATIONS: tuple[Mutation, ...] = (
     *pipeline.MUTATIONS,
     *store.MUTATIONS,
     *images.MUTATIONS,
+    *trainer.MUTATIONS,
 )

@@ -30,6 +30,7 @@ from turnwise.compat.rollout_func import Rollouts, player
 from turnwise.compat.training import RunTrainer
 from turnwise.compat.translate import Plan, rl_recipe
 from turnwise.config import EnvConfig, RlConfig
+from turnwise.envs.session import EnvSpec
 from turnwise.errors import RecipeError
 from turnwise.learn.ranks import Ranks
 from turnwise.pipeline.context import Run
@@ -120,6 +121,11 @@ class OnlineTrainer(RunTrainer):
         for note in self.plan.notes:
             log.warning(note)
         self.fire("on_init_end")
+
+    @property
+    def environments(self) -> dict[str, EnvSpec]:
+        """By name; live instances are opened and closed by whoever plays, and shown to reward functions."""
+        return self._specs
 
     # -- what is played -----------------------------------------------------------------------------
 

@@ -164,13 +164,14 @@ def test_async_tools_of_different_episodes_overlap(tmp_path: Path) -> None:
     peaks = {}
     for package in PACKAGES:
         House.naps = Meter()
-        visits(package, tmp_path / package, ["Rest."], num_generations=8, per_device_train_batch_size=8)
-        assert House.naps.count == 8
+        visits(package, tmp_path / package, ["Rest."], num_generations=4, per_device_train_batch_size=4)
+        assert House.naps.count == 4
         peaks[package] = House.naps.peak
     assert peaks["trl"] == 1
-    assert peaks["turnwise"] > 4
+    assert peaks["turnwise"] > 2
 
 
+@pytest.mark.slow
 def test_resets_of_different_episodes_overlap(tmp_path: Path) -> None:
     peaks = {}
     for package in PACKAGES:
@@ -215,6 +216,7 @@ def test_no_tool_runs_after_the_end(tmp_path: Path) -> None:
     assert called["turnwise"] == {"leave"}
 
 
+@pytest.mark.slow
 def test_environments_are_closed(tmp_path: Path) -> None:
     """TRL makes as many as a batch has episodes, uses them again, and leaves them as they are."""
     for package in PACKAGES:
@@ -252,7 +254,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("budget", ["tokens", pytest.param("calls", marks=pytest.mark.slow)])
 def test_a_budget_that_ends_after_a_tool_call_is_truncation(budget: str, tmp_path: Path) -> None:
     """For TRL such an episode ended well: its last token is the end of a reply, a call."""
     rows = [row for row in GAME_ROWS if row["target"] == 3]
@@ -312,6 +314,7 @@ def test_a_forked_chat_template_works(tmp_path: Path) -> None:
     assert play("turnwise").steps[0]["rewards/Counter/mean"] == pytest.approx(0.6)
 
 
+@pytest.mark.slow
 def test_inside_a_running_loop(tmp_path: Path) -> None:
     """As in a notebook: whoever calls ``train()`` has an event loop that runs."""
 

@@ -116,7 +116,7 @@ ARITHMETIC: dict[str, dict[str, Any]] = {
     },
     "a constant rate": {"lr_scheduler_type": "constant", "max_steps": 3},
 }  # fmt: skip
-FAST = ("accumulation", "two updates of two", "epochs of a data set that leaves a rest", "every second step")
+FAST = ("accumulation", "every second step")
 
 
 @pytest.mark.parametrize(

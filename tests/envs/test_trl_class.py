@@ -157,7 +157,7 @@ def test_a_row_without_a_prompt_and_a_reset_without_words():
         for prompt, message in [
             ([], "is an empty list"),
             ([{"role": "robot", "content": "x"}], "with a role among system, user, assistant, tool"),
-            ([{"role": "user", "content": [{"type": "image"}]}], "has 0 images, and its 'prompt' has 1 places"),
+            ([{"role": "user", "content": [{"type": "image"}]}], "has 0 images, and its 'prompt' has 1"),
             ([{"role": "user", "content": [{"type": "sound"}]}], "neither text nor text blocks"),
         ]:
             with pytest.raises(EnvError, match=message):

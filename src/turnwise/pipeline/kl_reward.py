@@ -1,8 +1,8 @@
 """The KL divergence as a part of the reward: what a policy has moved from where it began is taken off.
 
 With ``rl.kl_in: reward``, ``rl.kl`` times the sum over an episode's tokens of ``sampled - reference`` is
-taken off its reward before siblings are compared. A token then answers for the divergence of those after it, too;
-a term of the loss only knows its own. No stored reward is changed.
+taken off its reward before siblings are compared. A token then answers for the divergence of those after it,
+too; a term of the loss only knows its own. No stored reward is changed.
 
 Source: RLOO, arXiv:2402.14740, equation 3; as in TRL 1.16's `RLOOTrainer`.
 """

@@ -325,9 +325,7 @@ def _tell(run: Run, step: int, metrics: dict[str, float]) -> None:
     run.emit(Progress(stage=STAGE, done=step, metrics={}))
 
 
-def _record(
-    step: int, groups: Sequence[TrajectoryGroup], selection: Selection, player: Player
-) -> StepRecord:
+def _record(step: int, groups: Sequence[TrajectoryGroup], selection: Selection, player: Player) -> StepRecord:
     """What `_redo` needs: every trajectory that the step used up, failed ones and dropped groups included,
     and the groups that were given up.
     """

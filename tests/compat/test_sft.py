@@ -18,7 +18,7 @@ from tests.support.tokenizers import tiny_tokenizer, trl_template
 from turnwise import SFTConfig, SFTTrainer
 from turnwise.chat.renderer import builtin_template, load_renderer
 from turnwise.compat.course import Course
-from turnwise.compat.lessons import Lesson, Lessons, packed
+from turnwise.compat.lessons import Lesson, Lessons, packed, truncated
 from turnwise.errors import RecipeError, TaskError
 
 TOOLS = [
@@ -233,6 +233,32 @@ def test_the_assistant_alone_is_learned_from() -> None:
     assert learned(one) == "".join(call.format(move) for move in moves) + "Done.<|im_end|>"
 
 
+def test_the_completion_alone_is_learned_from() -> None:
+    [one] = lessons(COMPLETIONS[1])
+    assert learned(one) == "Done.<|im_end|>"
+    [one] = lessons(PAIRS[1])
+    assert learned(one) == " answer 1 of it<|im_end|>"  # The prompt's last blank is one token with "a".
+    [one] = lessons(COMPLETIONS[1], completion_only=False)
+    assert one.loss_T.all()
+
+
+def test_of_completions_the_assistants_words_in_them() -> None:
+    [one] = lessons(COMPLETIONS[1], assistant_only=True)
+    assert learned(one) == "Done.<|im_end|>"
+
+
+def test_the_first_token_follows_nothing_and_is_only_read() -> None:
+    [one] = lessons(TEXTS[0])
+    assert one.sample("a").loss_mask_T.tolist() == [False] + [True] * (len(one) - 1)
+
+
+def test_what_is_too_long_keeps_its_start_or_its_end() -> None:
+    [one] = lessons(COMPLETIONS[1])
+    assert truncated([one], len(one) - 2) != [] and truncated([one], 5) == []
+    [kept] = truncated([one], 3, end=True)
+    assert kept.ids_T.tolist() == one.ids_T[-3:].tolist() and kept.loss_T.all()
+
+
 def test_a_template_without_generation_tags_will_do() -> None:
     """TRL asks for tags, and knows them for templates that it has a copy of."""
     template = trl_template("qwen3").replace("{%- set ns", "{#- mine -#}{%- set ns", 1)
@@ -316,6 +342,7 @@ def test_an_epochs_last_update_takes_what_is_left() -> None:
     one = Course(11, micro=2, accumulated=2, whole=False, seed=0)
     assert one.updates == 3 and [len(one.update(i)) for i in range(3)] == [4, 4, 3]
     assert sorted(row for i in range(3, 6) for row in one.update(i)) == list(range(11))
+    assert [list(one.update(i)) for i in range(3)] != [list(one.update(i)) for i in range(3, 6)]
     assert [one.done(i) for i in range(4)] == pytest.approx([0, 1 / 3, 2 / 3, 1])
     whole = Course(11, micro=2, accumulated=2, whole=True, seed=None)
     assert [list(whole.update(i)) for i in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextvars
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -109,6 +112,23 @@ def test_wandb_is_offline_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert b"train/reward" in record.read_bytes()
     [table] = run.rglob("media/table/completions*.json")
     assert '"name\\": \\"move\\"' in table.read_text()
+
+
+def test_pushing_a_model_makes_no_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import trackio
+
+    asked: list[Any] = []
+    monkeypatch.setattr(trackio, "sync", lambda **settings: asked.append(settings["space_id"]) or "a/b")
+    monkeypatch.setattr(
+        trackio.context_vars, "current_project", contextvars.ContextVar("p", default="a-project")
+    )
+    [tracker] = trackers(["trackio"])
+    for space, expected in ((None, []), ("a/space", ["a/space"])):
+        args = TrainingArguments(
+            output_dir=str(tmp_path), report_to="none", use_cpu=True, trackio_static_space_id=space
+        )
+        tracker.on_push_begin(args, TrainerState(), TrainerControl(), model=SimpleNamespace())
+        assert asked == expected
 
 
 def test_the_ids_of_calls_and_results_agree() -> None:

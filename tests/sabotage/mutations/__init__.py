@@ -18,6 +18,7 @@ from tests.sabotage.mutations import (
     pipeline,
     rollout,
     store,
+    supervised,
     trainer,
 )
 
@@ -33,5 +34,6 @@ MUTATIONS: tuple[Mutation, ...] = (
     *pipeline.MUTATIONS,
     *store.MUTATIONS,
     *images.MUTATIONS,
+    *supervised.MUTATIONS,
     *trainer.MUTATIONS,
 )

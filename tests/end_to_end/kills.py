@@ -253,11 +253,12 @@ _forgotten: list[str] = []
 def telling(save: Any, root: Path) -> Any:
     """``save_state`` or ``save_model``, which then add what the learner holds to ``<root>.states``."""
 
-    def told(run: Run, stage: str, step: int, learner: Learner) -> None:
-        save(run, stage, step, learner)
+    def told(run: Run, stage: str, step: int, learner: Learner, *more: Any) -> Any:
+        saved = save(run, stage, step, learner, *more)
         line = f"{stage} {step} {save.__name__} {digest(learner_state(learner))}\n"
         with root.with_suffix(".states").open("a", encoding="utf-8") as file:
             file.write(line)
+        return saved
 
     return told
 

@@ -29,6 +29,8 @@ class Loop:
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         self._broken = False
+        self._asked: set[Future[Any]] = set()
+        """Calls that somebody waits for. Ctrl-C may strike when one is off the queue and not yet made."""
         self._thread = threading.Thread(target=lambda: asyncio.run(self._live()), name="turnwise-trainer")
         self._thread.start()
         self._loop, self._closing = self._ready.result()
@@ -101,16 +103,18 @@ class Loop:
             if self._broken or not future.set_running_or_notify_cancel():
                 future.cancel()
                 return
+            # Whoever asked may have been told already that nobody waits: Ctrl-C struck in what this call ran.
             try:
                 value = function(*arguments)
             except Exception as error:  # noqa: BLE001 - raised again where it was asked for
-                future.set_exception(error)
-            except BaseException:
-                future.set_exception(CancelledError())
-                raise
+                if not future.done():
+                    future.set_exception(error)
             else:
-                future.set_result(value)
+                if not future.done():
+                    future.set_result(value)
 
+        self._asked.add(future)
+        future.add_done_callback(self._asked.discard)
         if self._broken:
             future.cancel()
         self._calls.put(call)
@@ -122,9 +126,12 @@ class Loop:
             try:
                 call = self._calls.get_nowait()
             except queue.Empty:
-                return
+                break
             if call is not None:
                 call()
+        for future in list(self._asked):
+            if not future.cancel():  # It was begun, and Ctrl-C ended it.
+                future.set_exception(CancelledError())
 
     async def _live(self) -> None:
         closing = asyncio.Event()

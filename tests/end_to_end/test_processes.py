@@ -93,7 +93,8 @@ def test_a_process_that_is_killed_ends_the_run_and_one_alone_goes_on(alone: Path
     finally:
         process.kill()
     assert process.returncode != 0
-    assert "error: a process of this run has ended" in said
+    # The first process says so, unless torchrun ends it before: it looks ten times a second.
+    assert "a process of this run has ended" in said or "SIGKILL" in said
     assert RunDir(tmp_path / "two").done("sft") is None
     play(tiny("ddp").model_copy(update={"name": "two"}), tmp_path / "two")
     assert_same_metrics(tmp_path / "two", alone)

@@ -37,19 +37,56 @@ TABLE: dict[str, set[str]] = {
     "images": {"journal"},
     "store": {"config", "checkpoints", "codec", "images", "journal"},
     "envs": {"config", "images"},
+    "openenv": {"envs", "config", "images"},
     "chat": {"images"},
     "engines": {"chat"},
     "rollout": {"envs", "chat", "config", "engines.base", "images"},
     "learn": {"chat", "config", "store", "checkpoints", "images"},
     "view": {"store", "config", "recipe", "codec", "journal"},
-    "pipeline": {"envs", "chat", "engines", "rollout", "learn", "view", "store", "config", "recipe", "codec"},
+    "pipeline": {
+        "envs",
+        "openenv",
+        "chat",
+        "engines",
+        "rollout",
+        "learn",
+        "view",
+        "store",
+        "config",
+        "recipe",
+        "codec",
+    },
     "compat": {
-        *("envs", "chat", "engines", "rollout", "learn", "view", "pipeline", "store", "config", "recipe"),
+        *(
+            "envs",
+            "openenv",
+            "chat",
+            "engines",
+            "rollout",
+            "learn",
+            "view",
+            "pipeline",
+            "store",
+            "config",
+            "recipe",
+        ),
         *("recipe_rules", "checkpoints", "codec", "images", "journal"),
     },
-    "cli": {"envs", "chat", "engines", "rollout", "learn", "view", "pipeline", "store", "config", "recipe"},
+    "cli": {
+        "envs",
+        "openenv",
+        "chat",
+        "engines",
+        "rollout",
+        "learn",
+        "view",
+        "pipeline",
+        "store",
+        "config",
+        "recipe",
+    },
     "__main__": {"cli"},
-    "": {"envs"},
+    "": {"envs", "openenv"},
 }
 """Room → what it may import of Turnwise, beside itself, types and errors. "" is the package itself."""
 
@@ -66,9 +103,21 @@ HEAVY = {
 HEAVY_ROOMS = {"learn", "engines", "compat"}
 """Where heavy libraries are at home: TRL's arguments are a dataclass of transformers', its callbacks' events
 are its Trainer's. Elsewhere they are imported lazily, inside of functions, if at all."""
-LAZY_ROOMS = {"chat", "pipeline", "cli"}
+LAZY_ROOMS = {"chat", "pipeline", "cli", "openenv"}
 """May import heavy libraries inside of functions."""
-TORCHLESS = {"chat", "rollout", "envs", "view", "store", "config", "recipe", "codec", "images", "journal"}
+TORCHLESS = {
+    "chat",
+    "rollout",
+    "envs",
+    "openenv",
+    "view",
+    "store",
+    "config",
+    "recipe",
+    "codec",
+    "images",
+    "journal",
+}
 """May not import torch, not even lazily."""
 
 

@@ -62,6 +62,10 @@ class EnvCrashedError(EnvError):
     """The environment's own process died: while a call ran it was that call's doing."""
 
 
+class ActionError(TurnwiseError, ValueError):
+    """An action that an environment behind a server does not take; nothing was done."""
+
+
 class EnvHungError(EnvError):
     """A call passed its deadline and could not be stopped: the environment cannot be used any more."""
 

@@ -1,0 +1,1 @@
+"""Serve environments over OpenEnv's protocol: `app.create_app`, `turnwise env serve`."""

@@ -32,7 +32,7 @@ class CallAnswer:
     """What a tool call at ``/mcp`` is answered with."""
 
     content: Sequence[Mapping[str, Any]]
-    """MCP content blocks: ``{"type": "text", "text": …}``, ``{"type": "image", "data": …, "mimeType": …}``."""
+    """MCP content: ``{"type": "text", "text": …}``, ``{"type": "image", "data": …, "mimeType": …}``."""
     data: Any = None
     """The result itself, where it is JSON."""
     is_error: bool = False

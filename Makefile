@@ -39,10 +39,10 @@ demo-ci: $(READY)
 
 # The slow ones one after another: they start processes of their own, and some go by the clock.
 test: test-fast
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --durations=20
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m 'not slow' -n auto
+	$(BIN)/python -m pytest -m 'not slow' -n auto --durations=20
 
 sabotage: $(READY)
 	$(BIN)/python -m tests.sabotage.run --jobs 2

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 from datasets import Dataset
 from rich.console import Console
+from transformers import PrinterCallback, ProgressCallback
 
 from tests.compat.trainers import ROWS, trainer
 from turnwise import RichProgressCallback
@@ -55,6 +56,19 @@ def test_rich_progress_shows_the_last_log(tmp_path: Path) -> None:
     assert "training" in shown
     assert "3/3" in shown
     assert "mean_length" in shown
+
+
+@pytest.mark.parametrize("disable_tqdm", [True, False])
+def test_the_terminal_shows_trls_metrics_and_the_history_all(
+    tmp_path: Path, disable_tqdm: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = trainer(tmp_path, disable_tqdm=disable_tqdm, max_steps=1)
+    one.train()
+    shown = "".join(capsys.readouterr())
+    assert "'reward'" in shown and "'completions/mean_length'" in shown
+    assert "scheduler/" not in shown and "mismatch" not in shown
+    assert {"reward", "scheduler/stale_groups", "mismatch"} <= one.state.log_history[0].keys()
+    one.remove_callback(PrinterCallback if disable_tqdm else ProgressCallback)  # As scripts do.
 
 
 class Hub(BaseHTTPRequestHandler):

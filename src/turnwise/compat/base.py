@@ -22,10 +22,9 @@ from transformers.trainer_callback import (
     CallbackHandler,
     DefaultFlowCallback,
     ExportableState,
-    PrinterCallback,
-    ProgressCallback,
 )
 
+from turnwise.compat.callbacks import Bar, Printer
 from turnwise.compat.directory import STATE
 from turnwise.compat.internals import refuse_foreign_overrides
 from turnwise.compat.models import name_of
@@ -119,13 +118,15 @@ class BaseTrainer:
         self.model, self.args, self.processing_class = model, args, processing_class
         self.accelerator = Processes(args)
         self.is_in_train = False
+        self.beside: set[str] = set()
+        """Names of what is logged beside TRL's metrics, and not printed."""
         self.control = TrainerControl()
         self.state = self._new_state(0)
         self.callback_handler = CallbackHandler(
             [DefaultFlowCallback, *trackers(args.report_to), *(callbacks or [])],
             model, processing_class, None, None,
         )  # fmt: skip
-        self.callback_handler.add_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+        self.callback_handler.add_callback((Printer if args.disable_tqdm else Bar)(self.beside))
 
     @property
     def tokenizer(self) -> Any:

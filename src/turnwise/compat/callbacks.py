@@ -1,4 +1,4 @@
-"""`RichProgressCallback`: progress and the last log in the terminal, drawn with rich.
+"""Progress and logs in the terminal: `RichProgressCallback`, drawn with rich, and what is there without it.
 
 GRPOTrainer(…, callbacks=[RichProgressCallback()], args=GRPOConfig(…, disable_tqdm=True))
 """
@@ -6,7 +6,7 @@ GRPOTrainer(…, callbacks=[RichProgressCallback()], args=GRPOConfig(…, disabl
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sized
+from collections.abc import Collection, Mapping, Sized
 from typing import Any
 
 from rich.columns import Columns
@@ -16,6 +16,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 
 class RichProgressCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no types
@@ -96,3 +97,39 @@ def _bars() -> Progress:
     return Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True)
     )
+
+
+class Bar(ProgressCallback):  # type: ignore[misc]
+    """transformers' bar, whose lines leave out what ``state.log_history`` and the trackers have beside them.
+
+    Args:
+        hidden: Names of metrics; looked at for each line.
+    """
+
+    def __init__(self, hidden: Collection[str]) -> None:
+        super().__init__()
+        self._hidden = hidden
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **more: Any
+    ) -> None:
+        """Print a line."""
+        super().on_log(args, state, control, logs=_without(logs, self._hidden), **more)
+
+
+class Printer(PrinterCallback):  # type: ignore[misc]
+    """The same lines without a bar."""
+
+    def __init__(self, hidden: Collection[str]) -> None:
+        super().__init__()
+        self._hidden = hidden
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **more: Any
+    ) -> None:
+        """Print a line."""
+        super().on_log(args, state, control, logs=_without(logs, self._hidden), **more)
+
+
+def _without(logs: Mapping[str, Any] | None, hidden: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in (logs or {}).items() if name not in hidden}

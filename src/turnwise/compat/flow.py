@@ -132,7 +132,9 @@ class Flow(Watcher):
 
     def _end_step(self, end: StepEnd) -> Wish:
         trainer, self._ended = self._trainer, end
-        trainer.book.note({name: value for name, value in end.metrics.items() if name not in OWN})
+        beside = {name: value for name, value in end.metrics.items() if name not in OWN}
+        trainer.beside.update(beside)
+        trainer.book.note(beside)
         rl = trainer.plan.recipe.rl
         if rl is not None and rl.kl > 0 and rl.kl_in == "reward":  # Of the whole step; no update has one.
             trainer.book.note({"kl": end.metrics.get("kl_reference")})

@@ -9,7 +9,7 @@ from tests.support.models import tiny_qwen3
 from tests.support.tokenizers import tiny_tokenizer
 
 from turnwise.config import BatchConfig, OptimizerConfig, ParallelConfig
-from turnwise.errors import RecipeError
+from turnwise.errors import LearnError, RecipeError
 from turnwise.learn.learner import Learner
 from turnwise.pipeline.context import Run
 from turnwise.pipeline.learning import open_learner
@@ -25,6 +25,16 @@ TRAINING = "name: r\nenvironments: {catch: {}}\nmodel: {name: MODEL}\nrl: {steps
 def test_alone_there_is_nothing_to_join() -> None:
     with joined(ParallelConfig(kind="fsdp")) as ranks:
         assert ranks is None
+
+
+def test_several_processes_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with (
+        pytest.raises(LearnError, match=r"model.device is cuda:1, for 2 processes: write cuda;"),
+        joined(ParallelConfig(), "cuda:1"),
+    ):
+        pass
 
 
 def test_one_process_trains_as_ever_and_says_that_nothing_is_sharded(tmp_path: Path) -> None:

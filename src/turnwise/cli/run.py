@@ -44,7 +44,7 @@ def run(
     directory = RunDir(runs / loaded.name)
     # A terminal that goes away, or a scheduler's SIGTERM, is treated as Ctrl-C: what is finished is on disk.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    with joined(loaded.parallel) as ranks:
+    with joined(loaded.parallel, loaded.model.device) as ranks:
         if ranks is not None and not ranks.first:
             return
         with directory.lock():

@@ -119,7 +119,8 @@ class RunTrainer(BaseTrainer):
         """
         if trial is not None or ignore_keys_for_eval is not None:
             raise RecipeError("train: trial and ignore_keys_for_eval are of other trainers; leave them out")
-        with joined(self.plan.recipe.parallel, module=self.model) as ranks:
+        recipe = self.plan.recipe
+        with joined(recipe.parallel, recipe.model.device, module=self.model) as ranks:
             output = self._train(resume_from_checkpoint, ranks) if self.accelerator.is_main_process else None
         # The other processes have followed the learner; what there is to know of it they are told now.
         self.state, output = self.accelerator.by_the_first(lambda: (self.state, output))

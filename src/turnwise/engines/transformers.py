@@ -102,8 +102,8 @@ class TransformersEngine:
         self._vocabulary = int(config.vocab_size)
         if vision is not None and not isinstance(forward, VisionForward):
             raise EngineError(
-                f"{type(model).__name__} reads images in a way that the embedded engine does not know; use "
-                "Qwen2.5-VL or Qwen3-VL, or the vllm engine"
+                f"{type(model).__name__} reads images in a way that the embedded engine does not know, "
+                "and no other engine here takes images; use Qwen2-VL, Qwen2.5-VL or Qwen3-VL"
             )
         self._sight = None if vision is None else Sight(model, vision)
         self._core = Core(

@@ -36,16 +36,24 @@ class Ranks:
 
     Args:
         config: The recipe's.
+        device: ``model.device`` of the recipe: ``cpu``, ``cuda``; GPUs where there are any, if not given.
 
     Raises:
-        LearnError: There are more processes on this machine than GPUs, or they do not find each other.
+        LearnError: There are more processes on this machine than GPUs, or they do not find each other; all of
+            them are to use one GPU.
     """
 
-    def __init__(self, config: ParallelConfig) -> None:
+    def __init__(self, config: ParallelConfig, device: str | None = None) -> None:
         self.rank, self.count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.kind = config.kind
+        kind, one, _ = (device or ("cuda" if torch.cuda.is_available() else "cpu")).partition(":")
+        if one:
+            raise LearnError(
+                f"model.device is {device}, for {self.count} processes: write {kind}; each takes its "
+                "own of them"
+            )
         self.device = torch.device("cpu")
-        if torch.cuda.is_available():
+        if kind == "cuda":
             local = int(os.environ.get("LOCAL_RANK", self.rank))
             if local >= torch.cuda.device_count():
                 raise LearnError(

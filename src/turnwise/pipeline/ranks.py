@@ -2,7 +2,7 @@
 
 The first one has the environments, the engine and the run directory:
 
-    with joined(recipe.parallel) as ranks:
+    with joined(recipe.parallel, recipe.model.device) as ranks:
         if ranks is None or ranks.first:
             run_recipe(recipe, directory, emit, given=Given(ranks=ranks))
 """
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def joined(config: ParallelConfig, *, module: Any = None) -> Iterator[Ranks | None]:
+def joined(
+    config: ParallelConfig, device: str | None = None, *, module: Any = None
+) -> Iterator[Ranks | None]:
     """The processes that torchrun or ``accelerate launch`` started; None where there is one.
 
     In those beside the first, the work is done when the block is entered: they have followed the first one's
@@ -29,10 +31,11 @@ def joined(config: ParallelConfig, *, module: Any = None) -> Iterator[Ranks | No
 
     Args:
         config: The recipe's.
+        device: ``model.device`` of the recipe.
         module: A model that is loaded already: this process's own, where the first one gives one to its run.
 
     Raises:
-        LearnError: The processes do not find each other, or there are more than GPUs.
+        LearnError: The processes do not find each other, there are more than GPUs, or all are to use one.
         SystemExit: In a process beside the first one, which failed or is gone. Nothing is printed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -41,7 +44,7 @@ def joined(config: ParallelConfig, *, module: Any = None) -> Iterator[Ranks | No
     from turnwise.learn.ranks import Ranks
     from turnwise.learn.worker import End, serve
 
-    ranks = Ranks(config)
+    ranks = Ranks(config, device)
     if not ranks.first:
         serve(ranks, module=module)
         yield ranks

@@ -117,7 +117,7 @@ class EnvSocket:
         if line.lost is not None:
             raise EnvLostError(f"{self.url}: {line.lost}")
         kind: str = message["type"]
-        future = line.request(orjson.dumps(message), kind)
+        future = line.put(orjson.dumps(message), kind)
         timer = line.loop.call_later(seconds, _expire, future, seconds)
         try:
             reply = await future
@@ -161,7 +161,7 @@ class _Line(ClientConnection):
         """Why nothing can be asked any more."""
         self._parts: list[bytes] = []
 
-    def request(self, message: bytes, kind: str) -> asyncio.Future[Reply]:
+    def put(self, message: bytes, kind: str) -> asyncio.Future[Reply]:
         """Send a request; the future of its reply."""
         future: asyncio.Future[Reply] = self.loop.create_future()
         self.waiting.append((kind, future))

@@ -1,0 +1,60 @@
+"""`create_server_app`: an environment as a FastAPI application that speaks OpenEnv.
+
+app = create_server_app(hosted("catch"))          # uvicorn module:app
+turnwise env serve catch --port 8000              # the same, with the server set up for it
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.routing import WebSocketRoute
+
+from turnwise.openenv.served import Served
+from turnwise.openenv.server.sessions import Sessions
+from turnwise.openenv.server.settings import Settings
+from turnwise.openenv.server.socket import Socket
+
+API_VERSION = "1.0.0"
+"""Of OpenEnv's HTTP API; ``openenv validate`` looks for it in ``/openapi.json``."""
+
+
+def create_server_app(served: Served, *, settings: Settings | None = None) -> FastAPI:
+    """The application; its sessions are ``app.state.sessions``.
+
+    Args:
+        served: What it hosts.
+        settings: How; the defaults if not given.
+    """
+    sessions = Sessions(served, settings or Settings())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await sessions.aclose()
+
+    app = FastAPI(title=served.name, version=API_VERSION, lifespan=lifespan)
+    app.state.sessions = sessions
+    app.router.routes.append(WebSocketRoute("/ws", endpoint=Socket(sessions)))
+    return app
+
+
+def uvicorn_config(app: FastAPI, *, host: str, port: int, **more: Any) -> uvicorn.Config:
+    """How uvicorn serves it well: the fast WebSocket protocol, no compression, pings that find dead peers."""
+    settings: Settings = app.state.sessions.settings
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        ws="websockets-sansio",
+        ws_per_message_deflate=False,
+        ws_max_size=settings.max_frame,
+        ws_ping_interval=settings.ping_interval,
+        ws_ping_timeout=settings.ping_interval,
+        access_log=False,
+        **more,
+    )

@@ -1,0 +1,219 @@
+"""`Sessions`: every live environment of a server, how many there may be, who waits, and which are idle.
+
+A session has one owner, a socket or an HTTP cookie, and is closed with it. When all are taken the next waits
+in a bounded queue; when that is full too it is refused. One task looks after all: it closes what nobody has
+used for ``idle_timeout``, and has whoever waits long for its environment listen for a client that leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from turnwise.errors import EnvError, TurnwiseError, boundary
+from turnwise.openenv.served import Served, ServedSession
+from turnwise.openenv.server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+"""Between two looks at all sessions."""
+PATIENCE_SECONDS = 2.0
+"""How long a call may take before its owner is asked to listen for the client meanwhile."""
+DRAFT_SECONDS = 60.0
+"""How long an environment is kept for a client that never comes back with its cookie."""
+
+
+class CapacityError(TurnwiseError):
+    """All sessions are taken, and so is the queue, or the wait was too long."""
+
+    def __init__(self, active: int, limit: int, why: str) -> None:
+        super().__init__(f"{active} of {limit} sessions are in use and {why}: try again later")
+        self.active, self.limit = active, limit
+
+
+class Live:
+    """One session: an environment and who owns it."""
+
+    __slots__ = ("busy_since", "draft", "evict", "id", "lock", "session", "used", "watch")
+
+    def __init__(self, id: str, evict: Callable[[str], Awaitable[None]], watch: Callable[[], None] | None):
+        self.id = id
+        self.session: ServedSession = None  # type: ignore[assignment]  # Set before anybody sees it.
+        self.lock = asyncio.Lock()
+        """Held by owners whose requests may overlap; a socket's never do."""
+        self.evict = evict
+        """Tells the owner why the session ends, and ends it."""
+        self.watch = watch
+        """Has the owner listen for its client while a call runs; called once a call is slow."""
+        self.used = time.monotonic()
+        self.busy_since: float | None = self.used
+        self.draft = False
+        """Nobody has come back to it yet: it gives way to whoever needs a session."""
+
+    def begin(self) -> None:
+        """A call begins: it is not idle until `end`."""
+        self.busy_since = time.monotonic()
+
+    def end(self) -> None:
+        """The call is over."""
+        self.used, self.busy_since = time.monotonic(), None
+
+
+class Sessions:
+    """All of a server's."""
+
+    def __init__(self, served: Served, settings: Settings) -> None:
+        self.served, self.settings = served, settings
+        own = served.max_sessions
+        self.limit = settings.max_sessions if own is None else min(own, settings.max_sessions)
+        self.live: dict[str, Live] = {}
+        self.drafts: OrderedDict[str, Live] = OrderedDict()
+        self._taken = 0
+        """Sessions that are open, opening or closing."""
+        self._queue: deque[asyncio.Future[None]] = deque()
+        self._keeper: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many clients wait for a session."""
+        return len(self._queue)
+
+    async def open(
+        self,
+        *,
+        evict: Callable[[str], Awaitable[None]],
+        watch: Callable[[], None] | None = None,
+        id: str | None = None,
+    ) -> Live:
+        """A new session, as soon as one is free.
+
+        Args:
+            evict: How to tell and close its owner.
+            watch: How to have its owner listen for its client.
+            id: What it is called; a new name if not given.
+
+        Raises:
+            CapacityError: None became free.
+            EnvError: The environment's constructor raised or hung.
+        """
+        await self._slot()
+        live = Live(id or uuid.uuid4().hex, evict, watch)
+        try:
+            self._keep()
+            with boundary(EnvError, f"environment {self.served.name}"):
+                live.session = await self.served.open()
+        except BaseException:
+            self._free()
+            raise
+        self.live[live.id] = live
+        live.end()
+        return live
+
+    async def close(self, live: Live) -> None:
+        """Close a session, once."""
+        if self.live.pop(live.id, None) is None:
+            return
+        self.drafts.pop(live.id, None)
+        try:
+            await live.session.close()
+        finally:
+            self._free()
+
+    @asynccontextmanager
+    async def passing(self) -> AsyncIterator[ServedSession]:
+        """A session for one request alone."""
+
+        async def nobody(_: str) -> None:
+            """Busy for all its life, so never idle."""
+
+        live = await self.open(evict=nobody)
+        live.begin()
+        try:
+            yield live.session
+        finally:
+            await self.close(live)
+
+    async def aclose(self) -> None:
+        """End all: the server stops."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+        for waiting in self._queue:
+            waiting.cancel()
+        for live in list(self.live.values()):
+            await self._evict(live, "the server stops")
+            await self.close(live)
+
+    # ------------------------------------------------------------------------------------------------
+
+    async def _slot(self) -> None:
+        if self._taken < self.limit and not self._queue:
+            self._taken += 1
+            return
+        if self.drafts and not self._queue:
+            _, oldest = self.drafts.popitem(last=False)
+            asyncio.ensure_future(self.close(oldest)).add_done_callback(_seen)
+        if len(self._queue) >= self.settings.queue:
+            why = f"{len(self._queue)} clients wait already" if self._queue else "no client may wait"
+            raise CapacityError(self._taken, self.limit, why)
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        self._queue.append(turn)
+        timer = loop.call_later(self.settings.queue_seconds, self._waited_enough, turn)
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._free()  # It was handed over just as its client left.
+            elif turn in self._queue:
+                self._queue.remove(turn)
+            raise
+        finally:
+            timer.cancel()
+
+    def _free(self) -> None:
+        while self._queue:
+            turn = self._queue.popleft()
+            if not turn.done():
+                turn.set_result(None)  # The place is handed over, not given back.
+                return
+        self._taken -= 1
+
+    def _waited_enough(self, turn: asyncio.Future[None]) -> None:
+        if not turn.done():
+            self._queue.remove(turn)
+            waited = f"none became free within {self.settings.queue_seconds:g} s"
+            turn.set_exception(CapacityError(self._taken, self.limit, waited))
+
+    def _keep(self) -> None:
+        if self._keeper is None or self._keeper.done():
+            self._keeper = asyncio.ensure_future(self._look_after())
+
+    async def _look_after(self) -> None:
+        idle = self.settings.idle_timeout
+        pause = LOOK_SECONDS if idle is None else min(LOOK_SECONDS, idle / 4)
+        while self._taken:
+            await asyncio.sleep(pause)
+            now = time.monotonic()
+            for live in list(self.live.values()):
+                if live.busy_since is not None:
+                    if now - live.busy_since > PATIENCE_SECONDS and live.watch is not None:
+                        live.watch()
+                elif live.draft and now - live.used > DRAFT_SECONDS:
+                    await self._evict(live, "its client did not come back")
+                elif idle is not None and now - live.used > idle:
+                    await self._evict(live, f"the session was idle for {idle:g} s")
+
+    async def _evict(self, live: Live, why: str) -> None:
+        with boundary(TurnwiseError, "an idle session's socket"):
+            await live.evict(why)
+
+
+def _seen(task: asyncio.Future[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a session did not close", exc_info=error)

@@ -1,0 +1,180 @@
+"""WS ``/ws``: one environment a socket, one reply a request, in order.
+
+Plain ASGI, so that nothing stands between a frame and the environment. While a call runs, the socket is not
+read: requests wait in the client's order. Only once a call is slow a task reads ahead, so that a client that
+leaves is noticed and pings are answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from starlette.types import Message as Event
+from starlette.types import Receive, Scope, Send
+
+from turnwise.errors import EnvError, TurnwiseError, boundary, message_of
+from turnwise.openenv import wire
+from turnwise.openenv.server.sessions import CapacityError, Live, Sessions
+
+PROTOCOL_ERROR, TOO_BIG, GOING_AWAY, POLICY = 1002, 1009, 1001, 1008
+
+
+class Mcp(Protocol):
+    """What answers frames of type ``mcp``."""
+
+    async def __call__(self, live: Live, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The JSON-RPC response to a request, on a session of the caller's own."""
+        ...
+
+
+class Socket:
+    """The endpoint: an ASGI application of WebSocket scopes.
+
+    Args:
+        sessions: Where environments come from.
+        mcp: Answers frames of type ``mcp``; None knows no such frames.
+    """
+
+    def __init__(self, sessions: Sessions, mcp: Mcp | None = None) -> None:
+        self.sessions, self.mcp = sessions, mcp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        await Connection(self, receive, send).serve()
+
+
+class Connection:
+    """One socket and its session."""
+
+    def __init__(self, endpoint: Socket, receive: Receive, send: Send) -> None:
+        self.sessions, self.mcp = endpoint.sessions, endpoint.mcp
+        self.settings = endpoint.sessions.settings
+        self._receive, self._send = receive, send
+        self._ahead: deque[Event] = deque()
+        self._arrived: asyncio.Event | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._ended = False
+
+    async def serve(self) -> None:
+        """From the handshake to the end."""
+        if (await self._receive())["type"] != "websocket.connect":
+            return
+        await self._send({"type": "websocket.accept"})
+        self._task = asyncio.current_task()
+        try:
+            live = await self._open()
+            if live is not None:
+                try:
+                    await self._play(live)
+                finally:
+                    await asyncio.shield(asyncio.ensure_future(self.sessions.close(live)))
+        finally:
+            if self._reader is not None:
+                self._reader.cancel()
+
+    async def _open(self) -> Live | None:
+        self.watch()  # Opening may take long: who leaves the queue must not keep their place in it.
+        try:
+            return await self.sessions.open(evict=self.evict, watch=self.watch)
+        except CapacityError as full:
+            more = {"active_sessions": full.active, "max_sessions": full.limit}
+            await self._fail("CAPACITY_REACHED", str(full), **more)
+        except TurnwiseError as error:
+            await self._fail("FACTORY_ERROR", str(error), factory_name=self.sessions.served.name)
+        return None
+
+    async def _play(self, live: Live) -> None:
+        while True:
+            event = await self._next()
+            if event["type"] != "websocket.receive" or self._ended:
+                return
+            text = event.get("text")
+            if text is None:
+                text = event["bytes"]
+            live.begin()
+            reply = await self._answer(live, text)
+            live.end()
+            if reply is None:
+                await self.end(1000)
+                return
+            await self._send({"type": "websocket.send", "text": reply})
+
+    async def _answer(self, live: Live, text: str | bytes) -> str | None:
+        try:
+            kind, data = wire.request(text)
+            if kind == "step":
+                return wire.observation(await live.session.step(data))
+            if kind == "reset":
+                return wire.observation(await live.session.reset(data))
+            if kind == "state":
+                return wire.frame("state", await live.session.state())
+            if kind == "close":
+                return None
+            if kind == "mcp" and self.mcp is not None:
+                return wire.frame("mcp", await self.mcp(live, data))
+            if kind == "turnwise":
+                return wire.frame("turnwise", await self._ask(live, data))
+            return wire.error("UNKNOWN_TYPE", f"Unknown message type: {kind}: not on this server")
+        except wire.FrameError as wrong:
+            return wire.error(wrong.code, str(wrong))
+        except TurnwiseError as error:
+            return wire.failure(error)
+        except Exception as error:  # noqa: BLE001 - whoever wrote the session: its client is told, others go on
+            return wire.error("EXECUTION_ERROR", message_of(error), kind=EnvError.__name__)
+
+    async def _ask(self, live: Live, data: Mapping[str, Any]) -> Any:
+        method = data.get("method")
+        if not isinstance(method, str):
+            raise wire.FrameError("VALIDATION_ERROR", "a 'turnwise' frame's data needs a method, as text")
+        return await live.session.ask(method, data)
+
+    # -- the socket itself ---------------------------------------------------------------------------
+
+    async def evict(self, why: str) -> None:
+        """End the session from outside, telling its client."""
+        await self._fail("SESSION_ERROR", f"{why}: connect again")
+
+    def watch(self) -> None:
+        """Read ahead from now on, so that a client that leaves is noticed while a call runs."""
+        if self._reader is None:
+            self._arrived = asyncio.Event()
+            self._reader = asyncio.ensure_future(self._read())
+
+    async def end(self, code: int, reason: str = "") -> None:
+        """Close the socket, unless that was done."""
+        if not self._ended:
+            self._ended = True
+            with boundary(TurnwiseError, "closing a socket"):
+                await self._send({"type": "websocket.close", "code": code, "reason": reason})
+
+    async def _fail(self, code: wire.Code, message: str, **more: Any) -> None:
+        if not self._ended:
+            text = wire.error(code, message, **more)
+            with boundary(TurnwiseError, "closing a socket"):
+                await self._send({"type": "websocket.send", "text": text})
+            await self.end(1000)
+
+    async def _next(self) -> Event:
+        if self._reader is None:
+            return await self._receive()
+        assert self._arrived is not None
+        while not self._ahead:
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._ahead.popleft()
+
+    async def _read(self) -> None:
+        assert self._arrived is not None
+        while True:
+            event = await self._receive()
+            self._ahead.append(event)
+            self._arrived.set()
+            if event["type"] != "websocket.receive":
+                self._ended = True
+                if self._task is not None:
+                    self._task.cancel()
+                return

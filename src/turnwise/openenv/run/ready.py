@@ -1,0 +1,71 @@
+"""When a server that was just started answers, and why it does not."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+
+import httpx
+
+from turnwise.errors import EnvLostError, said
+
+POLL_SECONDS = 0.2
+
+
+class StartError(EnvLostError, RuntimeError):
+    """A server could not be started; nothing of it is left running."""
+
+
+class StartTimeoutError(StartError, TimeoutError):
+    """A server was started and did not get ready in time."""
+
+
+def free_port() -> int:
+    """A TCP port of this machine that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_ready(
+    base_url: str, *, seconds: float, ended: Callable[[], str | None], log: Callable[[], str]
+) -> None:
+    """Poll ``GET /health`` until it answers 200. Blocks.
+
+    Args:
+        base_url: Where the server will be.
+        seconds: How long it may take.
+        ended: Says how the server ended, None while it runs: a server that died is not waited for.
+        log: The last lines that it wrote, for the error.
+
+    Raises:
+        StartError: It ended.
+        StartTimeoutError: It did not answer in time.
+    """
+    deadline = time.monotonic() + seconds
+    last = "nobody listens"
+    # No proxy of the environment: the server is on this machine, or named by its own address.
+    with httpx.Client(trust_env=False, timeout=2.0) as client:
+        while True:
+            try:
+                response = client.get(f"{base_url}/health")
+            except httpx.HTTPError as error:
+                last = said(error)
+            else:
+                if response.status_code == 200:
+                    return
+                last = f"it answers {response.status_code}"
+            if (how := ended()) is not None:
+                raise StartError(f"the server for {base_url} {how}{written(log())}")
+            if time.monotonic() >= deadline:
+                raise StartTimeoutError(
+                    f"the server at {base_url} was not ready after {seconds:g} s ({last}); give it longer "
+                    f"(wait_timeout=), or see why it is slow{written(log())}"
+                )
+            time.sleep(POLL_SECONDS)
+
+
+def written(log: str) -> str:
+    """The end of an error's message: what the server wrote."""
+    return f"\nit wrote:\n{log.rstrip()}" if log.strip() else "; it wrote nothing"

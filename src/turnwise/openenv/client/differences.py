@@ -1,4 +1,4 @@
-"""`Differences`: observations that repeat the whole history become what is new in each.
+r"""`Differences`: observations that repeat the whole history become what is new in each.
 
 "Guess a word."                       -> "Guess a word."
 "Guess a word.\n[crane] G--Y-"        -> "[crane] G--Y-"

@@ -1,4 +1,4 @@
-"""`Reader`: from an OpenEnv observation, a JSON object of the environment's own fields, to what a policy sees.
+"""`Reader`: from an OpenEnv observation, an environment's own JSON object, to what a policy sees.
 
 Where one field holds something, it is what is shown: text as it is, images as images, other values as JSON.
 Where several do, all are, as a JSON object. ``show`` names those that are wanted, ``cumulative`` says that

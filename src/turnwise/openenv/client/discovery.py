@@ -1,0 +1,264 @@
+"""`About`: what a server says of its environment, and the tools that follow from it.
+
+a Turnwise server      its tools, system message, limits and rewards as they are      (/metadata)
+MCP tools              as tools/list has them, called by call_tool steps
+neither                one tool, made from the JSON schema of its actions             (/schema)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import httpx
+
+from turnwise.errors import EnvLostError, EnvSpecError
+from turnwise.openenv.client.socket import EnvSocket, is_loopback, message_of
+from turnwise.openenv.wire import PROTOCOL
+from turnwise.types import ToolSchema
+
+HTTP_SECONDS = 30.0
+"""A server may make an environment to answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypedAction:
+    """The tool that stands for a server's actions."""
+
+    schema: ToolSchema
+    constants: Mapping[str, Any]
+    """Fields of the action that have one value only, which the policy is not asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What a server says of its environment."""
+
+    name: str
+    description: str
+    peer: bool
+    """It is a Turnwise server."""
+    tools: tuple[ToolSchema, ...] = ()
+    """Those that are known without an episode."""
+    calls: Literal["step", "mcp"] = "step"
+    """How MCP tools are called: by steps, which pay and end, or past them."""
+    typed: TypedAction | None = None
+    system: str | None = None
+    has_step: bool = False
+    max_turns: int | None = None
+    max_tool_calls: int | None = None
+    forfeit: float = 0.0
+    teacher: bool = False
+    splits: tuple[str, ...] = ()
+    tasks_path: str | None = None
+    """Where its tasks are listed: ``/catch``."""
+    identity: str = ""
+    """A hash of all this and of the schemas."""
+    action: Mapping[str, Any] = field(default_factory=dict)
+    """JSON schema of its actions."""
+
+    @property
+    def speaks_mcp(self) -> bool:
+        """Whether its actions are those of MCP tools: a call, a list."""
+        names = set(self.action.get("properties", {})) - {"metadata"}
+        return not names or {"tool_name", "arguments"} <= names
+
+
+def http(url: str, headers: Mapping[str, str]) -> dict[str, Any]:
+    """Arguments of an httpx client for a server."""
+    return {
+        "base_url": url,
+        "headers": dict(headers),
+        "timeout": HTTP_SECONDS,
+        "trust_env": not is_loopback(url),
+        "follow_redirects": True,
+    }
+
+
+async def look(url: str, headers: Mapping[str, str]) -> About:
+    """What a server says over HTTP; MCP tools are asked for by `mcp_tools`.
+
+    Raises:
+        EnvLostError: It does not answer.
+        EnvSpecError: It is no OpenEnv server, or refuses this client, or speaks a later protocol.
+    """
+    async with httpx.AsyncClient(**http(url, headers)) as client:
+        metadata = await _get(client, "/metadata")
+        name = str(metadata.get("name") or "env")
+        ours = metadata.get("turnwise")
+        if isinstance(ours, Mapping):
+            return _peer(name, metadata, ours, url)
+        schemas = await _get(client, "/schema")
+        paths = (await _get(client, "/openapi.json")).get("paths", {})
+    if not schemas:
+        raise EnvSpecError(f"{url}: there is neither /metadata nor /schema: no OpenEnv server, or one of 0.1")
+    routes = [path.removesuffix("/splits") for path in paths if re.fullmatch(r"/[^/{]+/splits", path)]
+    action = schemas.get("action", {})
+    return About(
+        name=name,
+        description=str(metadata.get("description") or ""),
+        peer=False,
+        action=action,
+        tasks_path=routes[0] if routes else None,
+        identity=_hash([name, metadata.get("version"), action, schemas.get("observation")]),
+    )
+
+
+async def mcp_tools(socket: EnvSocket, about: About, seconds: float) -> tuple[ToolSchema, ...] | None:
+    """The tools of a session as MCP lists them; None where the environment has nothing to do with MCP.
+
+    Raises:
+        EnvSpecError: A tool that cannot be described.
+        EnvError: As for `EnvSocket.ask`.
+    """
+    request = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+    reply = await socket.ask({"type": "mcp", "data": request}, seconds=seconds)
+    listed = (reply.get("data", {}).get("result") or {}).get("tools") if reply["type"] == "mcp" else None
+    if listed is None and about.speaks_mcp and about.action:
+        # A server from before MCP went past steps, or an environment with tools of its own making.
+        reply = await socket.ask({"type": "step", "data": {"type": "list_tools"}}, seconds=seconds)
+        if reply["type"] == "observation":
+            listed = reply["data"].get("observation", {}).get("tools")
+    if not isinstance(listed, list):
+        return None
+    tools = tuple(_mcp_tool(one, socket.url) for one in listed)
+    names = [tool.name for tool in tools]
+    if len(set(names)) < len(names):
+        raise EnvSpecError(f"{socket.url}: two tools have the same name: {', '.join(sorted(names))}")
+    return tools
+
+
+def typed_action(action: Mapping[str, Any], url: str) -> TypedAction:
+    """One tool from the JSON schema of an environment's actions; ranges, choices and defaults are kept.
+
+    Raises:
+        EnvSpecError: The schema is that of no object with fields.
+    """
+    properties = dict(action.get("properties", {}))
+    required = list(action.get("required", ()))
+    if "metadata" not in required:
+        properties.pop("metadata", None)  # OpenEnv's own, on every action.
+    constants = {name: part["const"] for name, part in properties.items() if "const" in part}
+    shown = {name: _untitled(part) for name, part in properties.items() if name not in constants}
+    if not shown:
+        raise EnvSpecError(
+            f"{url}: the environment lists no MCP tools, and its actions have no fields to make a tool of"
+        )
+    parameters: dict[str, Any] = {"type": "object", "properties": shown}
+    if needed := [name for name in required if name in shown]:
+        parameters["required"] = needed
+    if "$defs" in action:
+        parameters["$defs"] = {name: _untitled(part) for name, part in action["$defs"].items()}
+    if "additionalProperties" in action:
+        parameters["additionalProperties"] = action["additionalProperties"]
+    title = re.sub(r"Action$", "", str(action.get("title", "")))
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", title).lower()
+    description = str(action.get("description") or "Act in the environment.")
+    schema = ToolSchema(
+        name=re.sub(r"\W+", "_", name).strip("_") or "act", description=description, parameters=parameters
+    )
+    return TypedAction(schema=schema, constants=constants)
+
+
+# ---------------------------------------------------------------------------------------------------
+
+
+def _peer(name: str, metadata: Mapping[str, Any], ours: Mapping[str, Any], url: str) -> About:
+    if ours.get("protocol") != PROTOCOL:
+        raise EnvSpecError(
+            f"{url}: its Turnwise speaks protocol {ours.get('protocol')!r}, this one {PROTOCOL}; "
+            "install the same version on both sides"
+        )
+    limits = ours["limits"]
+    splits = tuple(ours["splits"])
+    return About(
+        name=name,
+        description=str(metadata.get("description") or ""),
+        peer=True,
+        tools=tuple(
+            ToolSchema(
+                name=one["name"],
+                description=one["description"],
+                parameters=one["parameters"],
+                shown=one.get("shown"),
+            )
+            for one in ours["tools"]
+        ),
+        system=ours["system"],
+        has_step=ours["has_step"],
+        max_turns=limits["max_turns"],
+        max_tool_calls=limits["max_tool_calls"],
+        forfeit=ours["forfeit"],
+        teacher=ours["teacher"],
+        splits=splits,
+        tasks_path=f"/{name}" if splits else None,
+        identity=ours["fingerprint"],
+    )
+
+
+async def _get(client: httpx.AsyncClient, path: str) -> dict[str, Any]:
+    """A JSON object; empty where the server has no such path, or fails at it."""
+    url = str(client.base_url).rstrip("/")
+    try:
+        response = await client.get(path)
+        if response.status_code in (401, 403):
+            raise EnvSpecError(f"{url}: HTTP {response.status_code}: it wants a token; give it as args.token")
+        if response.status_code in (502, 503, 504):
+            raise EnvLostError(f"{url}{path}: HTTP {response.status_code}")
+        found = response.json() if response.status_code == 200 else {}
+    except httpx.HTTPError as cause:
+        raise EnvLostError(f"{url}{path}: {cause or type(cause).__name__}") from cause
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _mcp_tool(listed: Any, url: str) -> ToolSchema:
+    if not isinstance(listed, Mapping) or not isinstance(listed.get("name"), str):
+        raise EnvSpecError(f"{url}: tools/list holds what is no tool: {listed!r:.80}")
+    # SDKs differ in how they spell it.
+    schema = listed.get("input_schema") or listed.get("inputSchema") or {}
+    return ToolSchema(
+        name=listed["name"],
+        description=str(listed.get("description") or "").strip(),
+        parameters={"type": "object", "properties": {}, **_untitled(schema)},
+    )
+
+
+def _untitled(schema: Any) -> Any:
+    """A schema without the titles that pydantic writes, which say what names say already."""
+    if isinstance(schema, list):
+        return [_untitled(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    out: dict[str, Any] = {}
+    for key, part in schema.items():
+        if key == "title" and isinstance(part, str):
+            continue
+        if key in ("properties", "$defs", "definitions") and isinstance(part, Mapping):
+            out[key] = {name: _untitled(one) for name, one in part.items()}
+        elif key in ("default", "const", "enum", "examples"):
+            out[key] = part
+        else:
+            out[key] = _untitled(part)
+    return out
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def told(reply: Mapping[str, Any]) -> str:
+    """What an error frame says, with where an action was wrong."""
+    data = reply.get("data")
+    errors = data.get("errors") if isinstance(data, Mapping) else None
+    if not isinstance(errors, list) or not errors:
+        return message_of(reply)
+    parts = [one for one in errors if isinstance(one, Mapping)]
+    return "; ".join(
+        f"{'.'.join(map(str, one.get('loc', ()))) or 'action'}: {one.get('msg', '')}" for one in parts
+    )

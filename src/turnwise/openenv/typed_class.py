@@ -100,6 +100,6 @@ def parameters_of(method: Callable[..., Any]) -> frozenset[str] | None:
 def schema_of(model: type[Any]) -> Mapping[str, Any]:
     """The model's JSON schema."""
     try:
-        return dict(model.model_jsonschema_of())
+        return dict(model.model_json_schema())
     except (PydanticUserError, AttributeError):  # Arrays and tensors among the fields have no JSON schema.
         return {"title": model.__name__, "type": "object"}

@@ -1,9 +1,10 @@
-"""``turnwise env``: make, list, check and play environments.
+"""``turnwise env``: make, list, check, play and serve environments.
 
 turnwise env new shop                              # shop.py and test_shop.py, ready to be changed
 turnwise env list                                  # what there is
 turnwise env check shop.py:Shop                    # what would spoil a run
 turnwise env play catch --arg rows=6 --teacher     # by hand
+turnwise env serve catch --port 8000               # to others, over OpenEnv's protocol
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import typer
 if TYPE_CHECKING:
     from turnwise.envs.session import EnvSpec
 
-app = typer.Typer(help="Make, list, check and play environments.", no_args_is_help=True)
+app = typer.Typer(help="Make, list, check, play and serve environments.", no_args_is_help=True)
 
 Spec = Annotated[
     str,
@@ -99,6 +100,42 @@ def play_environment(
         asyncio.run(game.play(split=split, index=task, seed=seed))
     except KeyboardInterrupt:
         typer.echo("\nleft the game")
+
+
+@app.command("serve")
+def serve_environment(
+    spec: Spec,
+    arg: Args = None,
+    host: Annotated[
+        str, typer.Option(help="What it listens on; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Where it listens.", min=0, max=65535)] = 8000,
+    max_sessions: Annotated[int, typer.Option(help="Live environments at once.", min=1)] = 1024,
+    queue: Annotated[
+        int, typer.Option(help="Clients that may wait for one when all are taken; 0 refuses.", min=0)
+    ] = 1024,
+    idle_timeout: Annotated[
+        float, typer.Option(help="Seconds without a request that end a session; 0 keeps it.", min=0)
+    ] = 1800.0,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            help="What clients must bring as a bearer token; none asks for none. Made up and shown where "
+            "other machines can connect; else read from TURNWISE_TOKEN."
+        ),
+    ] = None,
+) -> None:
+    """Serve an environment to OpenEnv's clients and to Turnwise's, until Ctrl-C."""
+    from turnwise.cli.env_serve import chosen_token, serve
+    from turnwise.openenv.server.settings import Settings
+
+    settings = Settings(
+        max_sessions=max_sessions,
+        queue=queue,
+        idle_timeout=idle_timeout or None,
+        token=chosen_token(host, token),
+    )
+    serve(spec, args=parse_args(arg or []), host=host, port=port, token=token, settings=settings)
 
 
 def find(spec: str, args: list[str] | None) -> EnvSpec:

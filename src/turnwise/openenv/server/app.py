@@ -14,10 +14,14 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.routing import WebSocketRoute
 
+from turnwise.errors import TurnwiseError
 from turnwise.openenv.served import Served
+from turnwise.openenv.server.access import Access
+from turnwise.openenv.server.http import about_router, control_router, failed
 from turnwise.openenv.server.sessions import Sessions
 from turnwise.openenv.server.settings import Settings
 from turnwise.openenv.server.socket import Socket
+from turnwise.openenv.server.tasks import task_router
 
 API_VERSION = "1.0.0"
 """Of OpenEnv's HTTP API; ``openenv validate`` looks for it in ``/openapi.json``."""
@@ -30,7 +34,8 @@ def create_server_app(served: Served, *, settings: Settings | None = None) -> Fa
         served: What it hosts.
         settings: How; the defaults if not given.
     """
-    sessions = Sessions(served, settings or Settings())
+    settings = settings or Settings()
+    sessions = Sessions(served, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -39,7 +44,14 @@ def create_server_app(served: Served, *, settings: Settings | None = None) -> Fa
 
     app = FastAPI(title=served.name, version=API_VERSION, lifespan=lifespan)
     app.state.sessions = sessions
+    app.add_middleware(Access, settings=settings)
+    app.add_exception_handler(TurnwiseError, failed)
+    app.add_exception_handler(Exception, failed)
     app.router.routes.append(WebSocketRoute("/ws", endpoint=Socket(sessions)))
+    app.include_router(about_router(sessions))
+    if settings.mode == "simulation":
+        app.include_router(control_router(sessions))
+        app.include_router(task_router(served))
     return app
 
 

@@ -40,7 +40,7 @@ class CapacityError(TurnwiseError):
 class Live:
     """One session: an environment and who owns it."""
 
-    __slots__ = ("busy_since", "draft", "evict", "id", "lock", "session", "used", "watch")
+    __slots__ = ("busy_since", "draft", "due", "evict", "id", "lock", "session", "used", "watch")
 
     def __init__(self, id: str, evict: Callable[[str], Awaitable[None]], watch: Callable[[], None] | None):
         self.id = id
@@ -53,8 +53,16 @@ class Live:
         """Has the owner listen for its client while a call runs; called once a call is slow."""
         self.used = time.monotonic()
         self.busy_since: float | None = self.used
+        self.due = 0.0
+        """When the next request may come, where there is a ``rate``."""
         self.draft = False
         """Nobody has come back to it yet: it gives way to whoever needs a session."""
+
+    def early(self, rate: float) -> float:
+        """Count a request; seconds by which it comes too early. A second's worth may come at once."""
+        now = time.monotonic()
+        self.due = max(self.due, now - 1.0) + 1.0 / rate
+        return self.due - now
 
     def begin(self) -> None:
         """A call begins: it is not idle until `end`."""
@@ -76,6 +84,7 @@ class Sessions:
         self.drafts: OrderedDict[str, Live] = OrderedDict()
         self._taken = 0
         """Sessions that are open, opening or closing."""
+        self._opening: set[Live] = set()
         self._queue: deque[asyncio.Future[None]] = deque()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -102,18 +111,32 @@ class Sessions:
             CapacityError: None became free.
             EnvError: The environment's constructor raised or hung.
         """
-        await self._slot()
+        await self._slot(watch)
         live = Live(id or uuid.uuid4().hex, evict, watch)
+        self._opening.add(live)
+        self._keep()
         try:
-            self._keep()
             with boundary(EnvError, f"environment {self.served.name}"):
                 live.session = await self.served.open()
         except BaseException:
             self._free()
             raise
+        finally:
+            self._opening.discard(live)
         self.live[live.id] = live
         live.end()
         return live
+
+    def draft(self, live: Live) -> None:
+        """A session that its client may never come back to: it gives way to whoever needs one."""
+        live.draft = True
+        self.drafts[live.id] = live
+
+    def keep(self, live: Live) -> None:
+        """Its client came back."""
+        if live.draft:
+            live.draft = False
+            self.drafts.pop(live.id, None)
 
     async def close(self, live: Live) -> None:
         """Close a session, once."""
@@ -151,16 +174,19 @@ class Sessions:
 
     # ------------------------------------------------------------------------------------------------
 
-    async def _slot(self) -> None:
+    async def _slot(self, watch: Callable[[], None] | None) -> None:
         if self._taken < self.limit and not self._queue:
             self._taken += 1
             return
-        if self.drafts and not self._queue:
-            _, oldest = self.drafts.popitem(last=False)
-            asyncio.ensure_future(self.close(oldest)).add_done_callback(_seen)
+        idle_draft = next((live for live in self.drafts.values() if live.busy_since is None), None)
+        if idle_draft is not None:
+            self.keep(idle_draft)  # It is nobody else's to take.
+            self._evicting = asyncio.ensure_future(self._evict(idle_draft, "it was needed"))
         if len(self._queue) >= self.settings.queue:
             why = f"{len(self._queue)} clients wait already" if self._queue else "no client may wait"
             raise CapacityError(self._taken, self.limit, why)
+        if watch is not None:
+            watch()  # Who leaves must not keep their place.
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()
         self._queue.append(turn)
@@ -200,7 +226,7 @@ class Sessions:
         while self._taken:
             await asyncio.sleep(pause)
             now = time.monotonic()
-            for live in list(self.live.values()):
+            for live in (*self._opening, *self.live.values()):
                 if live.busy_since is not None:
                     if now - live.busy_since > PATIENCE_SECONDS and live.watch is not None:
                         live.watch()
@@ -210,10 +236,8 @@ class Sessions:
                     await self._evict(live, f"the session was idle for {idle:g} s")
 
     async def _evict(self, live: Live, why: str) -> None:
-        with boundary(TurnwiseError, "an idle session's socket"):
-            await live.evict(why)
-
-
-def _seen(task: asyncio.Future[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("a session did not close", exc_info=error)
+        try:
+            with boundary(TurnwiseError, f"session {live.id}"):
+                await live.evict(why)
+        except TurnwiseError as error:
+            log.warning("%s", error)

@@ -10,16 +10,18 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 from starlette.types import Message as Event
 from starlette.types import Receive, Scope, Send
 
-from turnwise.errors import EnvError, TurnwiseError, boundary, message_of
+from turnwise.errors import EnvError, TurnwiseError, message_of
 from turnwise.openenv import wire
 from turnwise.openenv.server.sessions import CapacityError, Live, Sessions
 
-PROTOCOL_ERROR, TOO_BIG, GOING_AWAY, POLICY = 1002, 1009, 1001, 1008
+NORMAL, POLICY, TOO_BIG = 1000, 1008, 1009
+"""Codes of RFC 6455, 7.4.1."""
 
 
 class Mcp(Protocol):
@@ -54,9 +56,13 @@ class Connection:
         self.settings = endpoint.sessions.settings
         self._receive, self._send = receive, send
         self._ahead: deque[Event] = deque()
-        self._arrived: asyncio.Event | None = None
+        self._arrived = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
+        """Set once requests are read ahead; from then on it alone receives."""
         self._task: asyncio.Task[Any] | None = None
+        self._calling = False
+        """Whether the environment is at work, so that a client that leaves has something to end."""
+        self._left = False
         self._ended = False
 
     async def serve(self) -> None:
@@ -65,19 +71,25 @@ class Connection:
             return
         await self._send({"type": "websocket.accept"})
         self._task = asyncio.current_task()
+        live = None
         try:
             live = await self._open()
             if live is not None:
-                try:
-                    await self._play(live)
-                finally:
-                    await asyncio.shield(asyncio.ensure_future(self.sessions.close(live)))
+                await self._play(live)
+        except asyncio.CancelledError:
+            if not self._left or self._task is None:
+                raise
+            self._task.uncancel()  # It was `_read` that ended the call of a client that has left.
+        except OSError:
+            pass  # The client left before its reply.
         finally:
             if self._reader is not None:
                 self._reader.cancel()
+            if live is not None:
+                await asyncio.shield(asyncio.ensure_future(self.sessions.close(live)))
 
     async def _open(self) -> Live | None:
-        self.watch()  # Opening may take long: who leaves the queue must not keep their place in it.
+        self._calling = True
         try:
             return await self.sessions.open(evict=self.evict, watch=self.watch)
         except CapacityError as full:
@@ -85,9 +97,12 @@ class Connection:
             await self._fail("CAPACITY_REACHED", str(full), **more)
         except TurnwiseError as error:
             await self._fail("FACTORY_ERROR", str(error), factory_name=self.sessions.served.name)
+        finally:
+            self._calling = False
         return None
 
     async def _play(self, live: Live) -> None:
+        rate, max_frame = self.settings.rate, self.settings.max_frame
         while True:
             event = await self._next()
             if event["type"] != "websocket.receive" or self._ended:
@@ -95,11 +110,18 @@ class Connection:
             text = event.get("text")
             if text is None:
                 text = event["bytes"]
+            if len(text) > max_frame:
+                await self._fail("SESSION_ERROR", f"a frame has at most {max_frame} bytes", closing=TOO_BIG)
+                return
             live.begin()
+            self._calling = True
+            if rate is not None and (early := live.early(rate)) > 0:
+                await asyncio.sleep(early)
             reply = await self._answer(live, text)
+            self._calling = False
             live.end()
             if reply is None:
-                await self.end(1000)
+                await self.end(NORMAL)
                 return
             await self._send({"type": "websocket.send", "text": reply})
 
@@ -141,40 +163,39 @@ class Connection:
     def watch(self) -> None:
         """Read ahead from now on, so that a client that leaves is noticed while a call runs."""
         if self._reader is None:
-            self._arrived = asyncio.Event()
             self._reader = asyncio.ensure_future(self._read())
 
     async def end(self, code: int, reason: str = "") -> None:
         """Close the socket, unless that was done."""
         if not self._ended:
             self._ended = True
-            with boundary(TurnwiseError, "closing a socket"):
-                await self._send({"type": "websocket.close", "code": code, "reason": reason})
+            await self._send({"type": "websocket.close", "code": code, "reason": reason})
 
-    async def _fail(self, code: wire.Code, message: str, **more: Any) -> None:
+    async def _fail(self, code: wire.Code, message: str, closing: int = NORMAL, **more: Any) -> None:
         if not self._ended:
-            text = wire.error(code, message, **more)
-            with boundary(TurnwiseError, "closing a socket"):
-                await self._send({"type": "websocket.send", "text": text})
-            await self.end(1000)
+            # A client that has left is told nothing.
+            with suppress(OSError):
+                await self._send({"type": "websocket.send", "text": wire.error(code, message, **more)})
+                await self.end(closing)
 
     async def _next(self) -> Event:
         if self._reader is None:
             return await self._receive()
-        assert self._arrived is not None
         while not self._ahead:
             self._arrived.clear()
             await self._arrived.wait()
         return self._ahead.popleft()
 
     async def _read(self) -> None:
-        assert self._arrived is not None
         while True:
             event = await self._receive()
             self._ahead.append(event)
             self._arrived.set()
             if event["type"] != "websocket.receive":
-                self._ended = True
-                if self._task is not None:
+                self._left = self._ended = True
+                if self._calling and self._task is not None:
                     self._task.cancel()
                 return
+            if len(self._ahead) > self.settings.max_ahead:
+                waiting = f"more than {self.settings.max_ahead} requests wait for the one before them"
+                await self._fail("SESSION_ERROR", waiting, closing=POLICY)

@@ -1,0 +1,47 @@
+"""What ``turnwise env serve`` does: an environment on a port, for OpenEnv's clients and Turnwise's."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+import typer
+
+from turnwise.openenv.hosted import hosted
+from turnwise.openenv.server.access import loopback
+from turnwise.openenv.server.app import create_server_app, uvicorn_config
+from turnwise.openenv.server.settings import Settings
+
+TOKEN = "TURNWISE_TOKEN"
+"""Where a token comes from that should not stand in a command line."""
+
+
+def chosen_token(host: str, given: str | None) -> str | None:
+    """The token to ask for: as given, of the environment, or a new one where other machines can connect.
+
+    Args:
+        host: What the server listens on.
+        given: ``none`` asks for none, wherever it listens.
+    """
+    token = given or os.environ.get(TOKEN)
+    if token is None and not loopback(host):
+        return secrets.token_urlsafe(24)
+    return None if token == "none" else token
+
+
+def serve(
+    spec: str, *, args: dict[str, object], host: str, port: int, token: str | None, settings: Settings
+) -> None:
+    """Serve until Ctrl-C.
+
+    Raises:
+        EnvSpecError: There is no such environment.
+    """
+    import uvicorn
+
+    app = create_server_app(hosted(spec, args=args), settings=settings)
+    where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    typer.echo(f"serving {spec} at {where}  (page {where}/web, API {where}/docs)")
+    if settings.token is not None and token is None and not os.environ.get(TOKEN):
+        typer.echo(f"token {settings.token}  (--token sets one, --token none lets everybody in)")
+    uvicorn.Server(uvicorn_config(app, host=host, port=port, log_level="warning")).run()

@@ -1,0 +1,261 @@
+"""HTTP ``/reset /step /state /schema /metadata /health``: an environment without a socket.
+
+A reset keeps its environment for whoever made it, known by the ``episode_id`` that they chose or the cookie
+that they were given; a step and a state with either of these are that episode's. Without them each request
+has an environment of its own, made for it and closed after it. An environment that nobody comes back to gives
+way to whoever needs one, and is closed after a minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Cookie, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from turnwise.errors import ActionError, EnvError, TurnwiseError, message_of
+from turnwise.openenv import wire
+from turnwise.openenv.served import ServedSession
+from turnwise.openenv.server.sessions import CapacityError, Live, Sessions
+
+COOKIE = "turnwise_session"
+RETRY_SECONDS = 5
+"""When to try again, where all sessions are taken."""
+
+SessionCookie = Annotated[str | None, Cookie(alias=COOKIE, include_in_schema=False)]
+
+
+class ResetRequest(BaseModel):
+    """``/reset``; whatever else it holds is for the environment."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [{"seed": 42}, {}]})
+
+    seed: int | None = Field(None, ge=0, description="Of the episode's chance.")
+    episode_id: str | None = Field(None, max_length=255, description="Names the episode for later requests.")
+
+
+class StepRequest(BaseModel):
+    """``/step``."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [{"action": {"value": 1}}]})
+
+    action: dict[str, Any] = Field(description="As /schema describes it.")
+    timeout_s: float | None = Field(None, gt=0, description="How long it may take, in seconds.")
+    episode_id: str | None = Field(None, max_length=255, description="Of the reset; else the cookie's.")
+    request_id: str | None = Field(None, max_length=255, description="Comes back as X-Request-Id.")
+
+
+class StepResponse(BaseModel):
+    """Of a reset and a step."""
+
+    observation: dict[str, Any]
+    reward: float | bool | None = None
+    done: bool = False
+    metadata: dict[str, Any] = Field({}, description="Beside the observation, never shown to a policy.")
+
+
+class StateResponse(BaseModel):
+    """The state's own fields beside these."""
+
+    model_config = ConfigDict(extra="allow")
+
+    episode_id: str | None = None
+    step_count: int = Field(0, ge=0)
+
+
+class SchemaResponse(BaseModel):
+    """JSON schemas."""
+
+    action: dict[str, Any]
+    observation: dict[str, Any]
+    state: dict[str, Any]
+
+
+class MetadataResponse(BaseModel):
+    """What the environment says of itself; ``turnwise`` is for Turnwise's own client."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    description: str
+    readme_content: str | None = None
+    version: str | None = None
+    author: str | None = None
+    documentation_url: str | None = None
+
+
+class HealthResponse(BaseModel):
+    """The server runs."""
+
+    status: str = "healthy"
+
+
+class Failure(BaseModel):
+    """What went wrong."""
+
+    detail: Any
+    kind: str | None = Field(None, description="The error's class, where it is the environment's.")
+
+
+class GoneError(TurnwiseError):
+    """There is no such session, or not any more."""
+
+
+class Held:
+    """Sessions that HTTP clients come back to, by ``episode_id`` or cookie."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self.sessions = sessions
+        self._held: dict[str, asyncio.Future[Live]] = {}
+
+    async def make(self, key: str, *, draft: bool) -> Live:
+        """The session of ``key``, opened where there is none.
+
+        Raises:
+            CapacityError, EnvError: As for `Sessions.open`.
+        """
+        if key not in self._held:
+            opening = asyncio.ensure_future(self.sessions.open(evict=partial(self._drop, key)))
+            self._held[key] = opening
+            opening.add_done_callback(partial(self._opened, key, draft))
+            return await asyncio.shield(opening)
+        return await self.find(key)
+
+    async def find(self, key: str) -> Live:
+        """The session of ``key``.
+
+        Raises:
+            GoneError: There is none.
+        """
+        if key not in self._held:
+            raise GoneError("no such episode: it was idle for too long or never reset; reset first")
+        live = await asyncio.shield(self._held[key])  # Others may wait for it too.
+        self.sessions.keep(live)
+        return live
+
+    def has(self, key: str | None) -> bool:
+        """Whether there is a session of ``key``."""
+        return key in self._held
+
+    @asynccontextmanager
+    async def turn(self, live: Live) -> AsyncIterator[ServedSession]:
+        """The environment, for one request at a time, in the order they came."""
+        async with live.lock:
+            if live.id not in self.sessions.live:
+                raise GoneError("the episode has just ended: it was idle for too long; reset first")
+            live.begin()
+            try:
+                yield live.session
+            finally:
+                live.end()
+
+    def _opened(self, key: str, draft: bool, opening: asyncio.Future[Live]) -> None:
+        if opening.cancelled() or opening.exception() is not None:
+            self._held.pop(key, None)
+        elif draft:
+            self.sessions.draft(opening.result())
+
+    async def _drop(self, key: str, _: str) -> None:
+        opening = self._held.pop(key, None)
+        if opening is not None:
+            await self.sessions.close(await opening)
+
+
+def control_router(sessions: Sessions) -> APIRouter:
+    """``/reset``, ``/step`` and ``/state``: what agents must never reach."""
+    router = APIRouter(tags=["Environment Control"])
+    held = Held(sessions)
+
+    @asynccontextmanager
+    async def found(key: str | None) -> AsyncIterator[ServedSession]:
+        """The session of ``key``; for a request that names none, one that passes."""
+        if key is None:
+            async with sessions.passing() as session:
+                yield session
+        else:
+            async with held.turn(await held.find(key)) as session:
+                yield session
+
+    @router.post("/reset", response_model=StepResponse, responses=_FAILURES, summary="Start an episode")
+    async def reset(
+        request: Annotated[ResetRequest, Body(default_factory=ResetRequest)], cookie: SessionCookie = None
+    ) -> Response:
+        data = request.model_dump(exclude_unset=True)
+        key = request.episode_id or (cookie if held.has(cookie) else None) or uuid.uuid4().hex
+        live = await held.make(key, draft=request.episode_id is None)
+        async with held.turn(live) as session:
+            answer = await session.reset(data)
+        response = _json(wire.body(answer))
+        response.set_cookie(COOKIE, key, httponly=True, samesite="strict")
+        return response
+
+    @router.post("/step", response_model=StepResponse, responses=_FAILURES, summary="Act")
+    async def step(request: StepRequest, cookie: SessionCookie = None) -> Response:
+        if request.model_extra:
+            extra = ", ".join(request.model_extra)[:200]
+            raise ActionError(f"/step takes action, timeout_s, episode_id and request_id; found {extra}")
+        async with found(request.episode_id or cookie) as session:
+            answer = await session.step(request.action, seconds=request.timeout_s)
+        response = _json(wire.body(answer))
+        if request.request_id is not None:
+            response.headers["X-Request-Id"] = request.request_id.encode("ascii", "replace").decode()
+        return response
+
+    @router.get("/state", response_model=StateResponse, responses=_FAILURES, summary="The episode's state")
+    async def state(
+        episode_id: Annotated[str | None, Query(max_length=255)] = None, cookie: SessionCookie = None
+    ) -> Response:
+        async with found(episode_id or cookie) as session:
+            return _json(await session.state())
+
+    return router
+
+
+def about_router(sessions: Sessions) -> APIRouter:
+    """``/schema``, ``/metadata`` and ``/health``."""
+    router = APIRouter(tags=["Environment Info"])
+
+    @router.get("/schema", response_model=SchemaResponse, summary="JSON schemas")
+    async def schema() -> Response:
+        return _json(await sessions.served.schemas())
+
+    @router.get("/metadata", response_model=MetadataResponse, summary="What the environment is")
+    async def metadata() -> Response:
+        return _json(await sessions.served.metadata())
+
+    @router.get("/health", tags=["Health"], summary="Whether the server runs")
+    async def health() -> HealthResponse:
+        return HealthResponse()
+
+    return router
+
+
+async def failed(_: Request, error: Exception) -> Response:
+    """The response to an error of ours; FastAPI calls it."""
+    if isinstance(error, ActionError):
+        return _json({"detail": wire.details(error)}, 422)
+    if isinstance(error, GoneError):
+        return _json({"detail": str(error)}, 404)
+    if isinstance(error, CapacityError):
+        response = _json({"detail": str(error), "kind": "CapacityError"}, 503)
+        response.headers["Retry-After"] = str(RETRY_SECONDS)
+        return response
+    kind = type(error).__name__ if isinstance(error, TurnwiseError) else EnvError.__name__
+    return _json({"detail": message_of(error), "kind": kind}, 500)
+
+
+def _json(value: Mapping[str, Any], status: int = 200) -> Response:
+    return Response(wire.dump(value), status, media_type="application/json")
+
+
+_FAILURES: dict[int | str, dict[str, Any]] = {
+    404: {"model": Failure, "description": "No such episode"},
+    422: {"model": Failure, "description": "No such action, or no such argument of a reset"},
+    500: {"model": Failure, "description": "The environment failed"},
+    503: {"model": Failure, "description": "All sessions are taken"},
+}

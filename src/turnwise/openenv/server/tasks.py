@@ -1,0 +1,111 @@
+"""The Task API: which episodes there are, for whoever picks them by ``reset(split=…, index=…)``.
+
+    GET  /list_environments        ["catch"]
+    GET  /catch/splits             [{"name": "train", "type": "train"}, …]
+    POST /catch/num_tasks          {"split": "test"}                          -> {"num_tasks": 500}
+    POST /catch/task               {"split": "test", "index": 12}             -> {"task": {…}}
+    POST /catch/tasks              {"split": "test"}                          -> {"tasks": […], "env_name": …}
+    POST /catch/task_range         {"split": "test", "start": 0, "stop": 32}  -> {"tasks": […]}
+
+Routes and bodies are those of https://huggingface.co/docs/openenv/main/guides/task-api. A task of a Turnwise
+environment is ``{"id", "index", "split", "task": the row}``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, HTTPException, Path, Response
+from pydantic import BaseModel, Field
+
+from turnwise.errors import TaskError
+from turnwise.openenv import wire
+from turnwise.openenv.served import Served
+
+KINDS = ("train", "validation", "test")
+Name = Annotated[str, Path(description="The environment's name, in upper or lower case.")]
+
+
+class SplitRequest(BaseModel):
+    """``/tasks`` and ``/num_tasks``."""
+
+    split: str = Field(max_length=255)
+
+
+class TaskRequest(SplitRequest):
+    """``/task``."""
+
+    index: int
+
+
+class RangeRequest(SplitRequest):
+    """``/task_range``: ``start`` included, ``stop`` not; without them from the first, to the last."""
+
+    start: int | None = Field(None, ge=0)
+    stop: int | None = Field(None, ge=0)
+
+
+def task_router(served: Served) -> APIRouter:
+    """The routes; to be included last, as ``{env_name}`` matches any name."""
+    router = APIRouter(tags=["Task API"])
+
+    def named(env_name: str) -> None:
+        if env_name.lower() != served.name.lower():
+            raise HTTPException(404, f"no environment '{env_name}' here; there is '{served.name}'")
+
+    async def splits_of(env_name: str) -> Sequence[str]:
+        named(env_name)
+        splits = await asyncio.to_thread(served.splits)
+        if not splits:
+            raise HTTPException(501, f"environment {served.name} has no tasks")
+        return splits
+
+    async def rows(env_name: str, split: str, start: int | None = None, stop: int | None = None) -> list[Any]:
+        splits = await splits_of(env_name)
+        try:
+            found = await asyncio.to_thread(served.tasks, split)
+        except TaskError as error:
+            raise HTTPException(400, f"{error}; there are: {', '.join(splits)}") from error
+        ours = "turnwise" in await served.metadata()
+        chosen = range(len(found))[slice(start, stop)]
+        return [_task(split, index, found[index]) if ours else found[index] for index in chosen]
+
+    @router.get("/list_environments", summary="The environment's name, alone in a list")
+    async def list_environments() -> list[str]:
+        return [served.name]
+
+    @router.get("/{env_name}/splits", summary="Names of the splits")
+    async def splits(env_name: Name) -> list[dict[str, str]]:
+        found = await splits_of(env_name)
+        return [{"name": one, "type": one if one in KINDS else "validation"} for one in found]
+
+    @router.post("/{env_name}/tasks", summary="All tasks of a split")
+    async def tasks(env_name: Name, request: SplitRequest) -> Response:
+        return _json({"tasks": await rows(env_name, request.split), "env_name": served.name})
+
+    @router.post("/{env_name}/num_tasks", summary="How many tasks a split has")
+    async def num_tasks(env_name: Name, request: SplitRequest) -> dict[str, int]:
+        return {"num_tasks": len(await rows(env_name, request.split))}
+
+    @router.post("/{env_name}/task", summary="One task")
+    async def task(env_name: Name, request: TaskRequest) -> Response:
+        found = await rows(env_name, request.split)
+        if not 0 <= request.index < len(found):
+            raise HTTPException(400, f"split '{request.split}' has tasks 0 to {len(found) - 1}")
+        return _json({"task": found[request.index]})
+
+    @router.post("/{env_name}/task_range", summary="Some tasks of a split")
+    async def task_range(env_name: Name, request: RangeRequest) -> Response:
+        return _json({"tasks": await rows(env_name, request.split, request.start, request.stop)})
+
+    return router
+
+
+def _task(split: str, index: int, row: Any) -> dict[str, Any]:
+    return {"id": f"{split}-{index}", "index": index, "split": split, "task": wire.task(row)}
+
+
+def _json(value: Any) -> Response:
+    return Response(wire.dump(value), media_type="application/json")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import difflib
 import inspect
 import logging
 import random
@@ -27,8 +26,8 @@ from turnwise.envs import contain, observe
 from turnwise.envs.base import Env
 from turnwise.envs.session import Limits
 from turnwise.envs.thread import EnvThread
-from turnwise.envs.tools import Tool
-from turnwise.envs.validate import ArgumentsError, call_form
+from turnwise.envs.tools import Tool, told_malformed, told_unknown
+from turnwise.envs.validate import ArgumentsError
 from turnwise.errors import (
     EnvError,
     EnvHungError,
@@ -126,9 +125,9 @@ class HostedEnv:
         started = perf_counter()
         entry = self._tools.get(call.name)
         if call.error is not None:
-            return self._refused(call, "malformed", self._told_malformed(call, entry))
+            return self._refused(call, "malformed", told_malformed(call, self._schemas))
         if entry is None:
-            return self._refused(call, "unknown_tool", self._told_unknown(call.name))
+            return self._refused(call, "unknown_tool", told_unknown(call.name, self._schemas))
         tool, method = entry
         try:
             checked = tool.check(call.arguments)
@@ -327,6 +326,10 @@ class HostedEnv:
             raise observe.BadResultError("a Step with messages: a tool's Step holds text or content blocks")
         return step.observation, step
 
+    @property
+    def _schemas(self) -> dict[str, ToolSchema]:
+        return {tool.name: tool for tool in self.tools}
+
     def _refused(
         self, call: ToolCall, error: Any, told: str, *, coerced: int = 0, started: float | None = None
     ) -> ToolResult:
@@ -337,18 +340,6 @@ class HostedEnv:
             coerced=coerced,
             seconds=0.0 if started is None else perf_counter() - started,
         )
-
-    def _told_malformed(self, call: ToolCall, entry: tuple[Tool, Any] | None) -> str:
-        forms = [call_form(entry[0].schema)] if entry else [call_form(schema) for schema in self.tools]
-        hint = f" The form is {'; '.join(forms)}." if forms else " There are no tools here."
-        return f"The tool call could not be read: {call.error}.{hint}"
-
-    def _told_unknown(self, name: str) -> str:
-        if not self._tools:
-            return f"There is no tool '{name}': this task has none."
-        near = difflib.get_close_matches(name, self._tools, n=len(self._tools))
-        names = [*near, *(other for other in self._tools if other not in near)]
-        return f"There is no tool '{name}'. Available: {', '.join(names)}."
 
 
 class _Pending:

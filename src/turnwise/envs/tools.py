@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,9 +11,9 @@ from typing import Any
 
 from turnwise.envs.base import TOOL_MARK, Env
 from turnwise.envs.schema import Build, describe_function
-from turnwise.envs.validate import ArgumentsError, Checked, check_arguments
+from turnwise.envs.validate import ArgumentsError, Checked, call_form, check_arguments
 from turnwise.errors import EnvSpecError
-from turnwise.types import ToolSchema
+from turnwise.types import ToolCall, ToolSchema
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +109,23 @@ def function_tool(function: Callable[..., Any]) -> Tool:
         builders=described.builders,
         is_async=inspect.iscoroutinefunction(function),
     )
+
+
+def told_malformed(call: ToolCall, tools: Mapping[str, ToolSchema]) -> str:
+    """What a model is told of a call that could not be read."""
+    meant = [tools[call.name]] if call.name in tools else tools.values()
+    forms = [call_form(schema) for schema in meant]
+    hint = f" The form is {'; '.join(forms)}." if forms else " There are no tools here."
+    return f"The tool call could not be read: {call.error}.{hint}"
+
+
+def told_unknown(name: str, tools: Mapping[str, ToolSchema]) -> str:
+    """What a model is told of a tool that there is not; the nearest are named first."""
+    if not tools:
+        return f"There is no tool '{name}': this task has none."
+    near = difflib.get_close_matches(name, tools, n=len(tools))
+    names = [*near, *(other for other in tools if other not in near)]
+    return f"There is no tool '{name}'. Available: {', '.join(names)}."
 
 
 async def then(awaitable: Awaitable[Any], finish: Callable[[Any], Any]) -> Any:

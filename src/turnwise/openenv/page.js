@@ -2,27 +2,30 @@
 
 import { constants, form, variants } from "./page_form.js";
 import { call, chip, content, element, entry, imageOf, json, picture, rewardChip, short, signed, text } from "./page_view.js";
-import { Session, WireError, getJSON, postJSON, token } from "./page_wire.js";
+import { Session, WireError, enter, getJSON, postJSON } from "./page_wire.js";
 
 const $ = (id) => document.getElementById(id);
 
 let about = {};
 let ours = null; // What /metadata says of a Turnwise environment; null for one that was written for OpenEnv.
-let choices = []; // {label, title, form, build(values), raw?}
+let choices = []; // {label, title, form, build(values), clears?}
 let chosen = 0;
 let session = null;
+const task = { path: "", counts: {} };
 let busy = false;
 let episode = null; // {started, steps: [{action, answer, ms}], messages, reward, done}
 
 // -- start -------------------------------------------------------------------------------------------
 
 async function start() {
-  try {
-    about = await getJSON("metadata");
-  } catch (error) {
-    if (error.code !== 401 && error.code !== 403) return alert(`/metadata: ${error.message}`);
-    await askToken(token.get() !== "");
-    return start();
+  for (let tries = 0; ; tries++) {
+    try {
+      about = await getJSON("metadata");
+      break;
+    } catch (error) {
+      if (error.code !== 401) return alert(error.message);
+      await askToken(tries > 0);
+    }
   }
   ours = about.turnwise ?? null;
   $("name").textContent = about.name ?? "environment";
@@ -31,7 +34,7 @@ async function start() {
   const schema = await getJSON("schema").catch(() => ({}));
   const tools = ours ? ours.tools : await foreignTools();
   choices = [...tools.map(toolChoice), ...otherChoices(schema.action ?? {}, tools)];
-  if (ours) await askTasks();
+  await askTasks();
   drawChoices();
   restore();
   unlock();
@@ -60,7 +63,7 @@ function otherChoices(schema, tools) {
   const reply = { properties: { text: { type: "string" } }, required: ["text"] };
   if (ours) {
     const title = ours.has_step ? "Say something." : "A reply that calls no tool ends this episode.";
-    found.push({ label: "Reply", title, form: form(reply), build: ({ text }) => ({ type: "reply", text }) });
+    found.push({ label: "Reply", title, form: form(reply), clears: true, build: ({ text }) => ({ type: "reply", text }) });
   } else {
     for (const variant of variants(schema)) {
       const { type } = constants(variant);
@@ -73,13 +76,24 @@ function otherChoices(schema, tools) {
   }
   const raw = form({ properties: { action: { type: "object", description: "the action as it goes to the server" } }, required: ["action"] });
   raw.fill({ action: ours ? { type: "reply", text: "" } : tools.length ? { type: "list_tools" } : {} });
-  found.push({ label: "Raw", title: "Any action, as JSON.", form: raw, raw: true, build: ({ action }) => action });
+  found.push({ label: "Raw", title: "Any action, as JSON.", form: raw, build: ({ action }) => action });
   return found;
 }
 
+/** Splits and their sizes, where it has the Task API. */
 async function askTasks() {
-  for (const split of ours.splits) $("split").append(element("option", { value: split }, split));
-  $("split-field").hidden = !ours.splits.length;
+  try {
+    const [name] = await getJSON("list_environments");
+    task.path = encodeURIComponent(name);
+    for (const split of await getJSON(`${task.path}/splits`)) {
+      const { num_tasks: count } = await postJSON(`${task.path}/num_tasks`, { split: split.name });
+      task.counts[split.name] = count;
+      $("split").append(element("option", { value: split.name }, split.name));
+    }
+    $("split-field").hidden = false;
+  } catch (error) {
+    if (!(error instanceof WireError)) throw error; // It has no tasks.
+  }
 }
 
 async function askToken(again) {
@@ -87,7 +101,7 @@ async function askToken(again) {
   if (again) $("token-why").textContent = "That token was refused. It is what the server was started with.";
   dialog.showModal();
   await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
-  token.set($("token").value);
+  await enter($("token").value);
 }
 
 /** What the address asks for: `?split=train&index=3&seed=7`. */
@@ -100,6 +114,8 @@ function restore() {
 function drawTask() {
   const split = $("split").value;
   $("index-field").hidden = !split;
+  $("rows").textContent = split ? `of ${task.counts[split]}` : "";
+  $("index").max = split ? task.counts[split] - 1 : "";
 }
 
 // -- the episode -------------------------------------------------------------------------------------
@@ -166,7 +182,7 @@ async function act() {
     episode.done = answer.done === true;
     remember(action, answer);
     showAnswer(answer, action.type === "call_tool" ? action.tool_name : "environment", ms);
-    if (!choice.raw && action.type !== "call_tool") choice.form.fill(constants(choice));
+    if (choice.clears) choice.form.fill({});
     await refresh();
   });
   focusField();

@@ -1,7 +1,8 @@
 """The page at ``/web``: an episode played by hand in the browser, over the same ``/ws`` as clients.
 
 Plain files of this package, beside this one; the page asks nobody but the server that it came from. It says
-nothing about the environment by itself, so it needs no token: what it asks of the server does.
+nothing about the environment by itself, so it needs no token; what it asks of the server does, and then it
+asks its reader.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ HEADERS = {
 def page_routes() -> Sequence[BaseRoute]:
     """Routes of the page and its files; their addresses are relative, so a path prefix is no matter."""
     return (
+        Route("/", _to_page),
         Route("/web", _page),
         Route("/web/", _back),
         Route("/web/{name}", _file),
@@ -47,6 +49,10 @@ def page_routes() -> Sequence[BaseRoute]:
 
 async def _page(request: Request) -> Response:
     return _response("page.html")
+
+
+async def _to_page(request: Request) -> Response:
+    return RedirectResponse("web")
 
 
 async def _back(request: Request) -> Response:

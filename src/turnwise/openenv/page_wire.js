@@ -9,19 +9,11 @@ export class WireError extends Error {
   }
 }
 
-const TOKEN = "turnwise-token";
-export const token = {
-  get: () => sessionStorage.getItem(TOKEN) ?? "",
-  set: (value) => sessionStorage.setItem(TOKEN, value),
-};
-
 // Relative to the page, so that a server behind a path prefix works too.
 const address = (path) => new URL(path, location.href.replace(/[?#].*$/, ""));
 
 async function http(path, options = {}) {
-  const headers = { ...options.headers };
-  if (token.get()) headers.Authorization = `Bearer ${token.get()}`;
-  const response = await fetch(address(path), { ...options, headers, cache: "no-store" });
+  const response = await fetch(address(path), { ...options, cache: "no-store" });
   if (!response.ok) throw new WireError(response.status, `${path}: HTTP ${response.status}`);
   return response.json();
 }
@@ -29,6 +21,9 @@ async function http(path, options = {}) {
 export const getJSON = (path) => http(path);
 export const postJSON = (path, body) =>
   http(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+
+/** Trade the server's token for its cookie, which sockets bring too; a wrong one changes nothing. */
+export const enter = (token) => fetch(address(`web?token=${encodeURIComponent(token)}`), { cache: "no-store" });
 
 /** One session: it lives as long as its socket. */
 export class Session {
@@ -44,10 +39,8 @@ export class Session {
   open() {
     const url = address("ws");
     url.protocol = url.protocol.replace("http", "ws");
-    // A browser's socket takes no headers: the token travels as a subprotocol.
-    const protocols = token.get() ? ["turnwise", `turnwise.token.${encode(token.get())}`] : [];
     return new Promise((resolve, reject) => {
-      const socket = new WebSocket(url, protocols);
+      const socket = new WebSocket(url);
       this.#socket = socket;
       socket.onopen = () => resolve(this);
       socket.onmessage = ({ data }) => this.#answer(JSON.parse(data));
@@ -83,6 +76,3 @@ export class Session {
     } else request?.resolve(frame.data);
   }
 }
-
-const encode = (text) =>
-  btoa(String.fromCharCode(...new TextEncoder().encode(text))).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");

@@ -12,12 +12,14 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from starlette.routing import WebSocketRoute
+from starlette.routing import Route, WebSocketRoute
 
 from turnwise.errors import TurnwiseError
+from turnwise.openenv.page import page_routes
 from turnwise.openenv.served import Served
 from turnwise.openenv.server.access import Access
 from turnwise.openenv.server.http import about_router, control_router, failed
+from turnwise.openenv.server.mcp import Mcp, McpSocket
 from turnwise.openenv.server.sessions import Sessions
 from turnwise.openenv.server.settings import Settings
 from turnwise.openenv.server.socket import Socket
@@ -47,10 +49,16 @@ def create_server_app(served: Served, *, settings: Settings | None = None) -> Fa
     app.add_middleware(Access, settings=settings)
     app.add_exception_handler(TurnwiseError, failed)
     app.add_exception_handler(Exception, failed)
-    app.router.routes.append(WebSocketRoute("/ws", endpoint=Socket(sessions)))
+    mcp = Mcp(sessions)
+    app.router.routes += [
+        WebSocketRoute("/ws", endpoint=Socket(sessions, mcp)),
+        WebSocketRoute("/mcp", endpoint=McpSocket(sessions, mcp)),
+        Route("/mcp", endpoint=mcp.http, methods=["GET", "POST", "DELETE"]),
+    ]
     app.include_router(about_router(sessions))
     if settings.mode == "simulation":
         app.include_router(control_router(sessions))
+        app.router.routes.extend(page_routes())
         app.include_router(task_router(served))
     return app
 

@@ -100,7 +100,12 @@ class HostedSession:
         ]
 
     async def call_tool(self, name: str, arguments: Mapping[str, Any]) -> CallAnswer:
-        """One call of an agent; it may end the episode, as `step` may, and is told so in the next call."""
+        """One call of an agent; it may end the episode, as `step` may, and is told so in the next call.
+
+        Agents cannot reset: where nobody has, the first call begins the episode.
+        """
+        if self._episode_id is None:
+            await self.reset({})
         if self._done:
             return CallAnswer(content=[{"type": "text", "text": self._over()}], is_error=True)
         result, _ = await self._call(name, arguments)
@@ -111,7 +116,10 @@ class HostedSession:
         )
 
     async def ask(self, method: str, data: Mapping[str, Any]) -> Any:
-        """``reward``, ``teacher`` and ``state_key``."""
+        """``reward``, ``teacher`` and ``state_key``; ``begin`` is the first an agent at ``/mcp`` is told."""
+        if method == "begin":
+            told = (await self.reset({})).observation["text"] if self._episode_id is None else ""
+            return "\n\n".join(part for part in (self._session.system, told) if part)
         if method == "reward":
             return await self._scored()
         if method == "teacher":

@@ -23,6 +23,8 @@ from turnwise.openenv.server.sessions import CapacityError, Live, Sessions
 NORMAL, POLICY, TOO_BIG = 1000, 1008, 1009
 """Codes of RFC 6455, 7.4.1."""
 
+AGENTS_ONLY = "in production mode agents have their tools and nobody controls the episode"
+
 
 class Mcp(Protocol):
     """What answers frames of type ``mcp``."""
@@ -54,6 +56,7 @@ class Connection:
     def __init__(self, endpoint: Socket, receive: Receive, send: Send) -> None:
         self.sessions, self.mcp = endpoint.sessions, endpoint.mcp
         self.settings = endpoint.sessions.settings
+        self._agents_only = self.settings.mode == "production"
         self._receive, self._send = receive, send
         self._ahead: deque[Event] = deque()
         self._arrived = asyncio.Event()
@@ -123,11 +126,15 @@ class Connection:
             if reply is None:
                 await self.end(NORMAL)
                 return
-            await self._send({"type": "websocket.send", "text": reply})
+            if reply:
+                await self._send({"type": "websocket.send", "text": reply})
 
     async def _answer(self, live: Live, text: str | bytes) -> str | None:
+        """The reply to one frame; None closes the socket, and nothing is sent where none is owed."""
         try:
             kind, data = wire.request(text)
+            if self._agents_only and kind not in ("mcp", "close"):
+                return wire.error("UNKNOWN_TYPE", f"Unknown message type: {kind}: {AGENTS_ONLY}")
             if kind == "step":
                 return wire.observation(await live.session.step(data))
             if kind == "reset":
@@ -175,8 +182,11 @@ class Connection:
         if not self._ended:
             # A client that has left is told nothing.
             with suppress(OSError):
-                await self._send({"type": "websocket.send", "text": wire.error(code, message, **more)})
+                await self._send({"type": "websocket.send", "text": self._told(code, message, **more)})
                 await self.end(closing)
+
+    def _told(self, code: wire.Code, message: str, **more: Any) -> str:
+        return wire.error(code, message, **more)
 
     async def _next(self) -> Event:
         if self._reader is None:

@@ -2,6 +2,7 @@
 
     from turnwise import Env, Step, tool
     from turnwise import GRPOConfig, GRPOTrainer        # TRL's signatures (docs/trl.md)
+    from turnwise import connect                        # an OpenEnv server, by hand (docs/openenv.md)
 
 Heavy rooms (engines, learn, pipeline) are imported by name where they are needed, the trainers when their
 name is first used.
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from turnwise.compat.grpo import GRPOTrainer
     from turnwise.compat.rloo import RLOOTrainer
     from turnwise.compat.sft import SFTTrainer
+    from turnwise.openenv.client.connect import connect
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,16 +37,18 @@ __all__ = [
     "Step",
     "ToolCall",
     "__version__",
+    "connect",
     "generate_rollout_completions",
     "tool",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """The trainers and their arguments, which need torch and transformers."""
+    """The trainers and their arguments, which need torch and transformers; `connect`, which needs neither."""
     if name not in __all__:
         raise AttributeError(f"module 'turnwise' has no attribute {name!r}")
-    return getattr(importlib.import_module("turnwise.compat"), name)
+    room = "turnwise.openenv.client.connect" if name == "connect" else "turnwise.compat"
+    return getattr(importlib.import_module(room), name)
 
 
 def __dir__() -> list[str]:

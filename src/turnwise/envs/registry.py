@@ -5,6 +5,7 @@
     make("my_package.games:Chess")              # an importable class
     make("games/chess.py:Chess")                # a class in a file; `games/chess.py` alone if it has only one
     make(Chess)                                 # a class
+    make("http://127.0.0.1:8000")               # an OpenEnv server; a list of addresses for several alike
 
 A class may be an `Env`, a TRL ``environment_factory`` class or an ``AgentProtocol``-like one. Names are
 resolved lazily: nothing is imported before it is asked for.
@@ -18,7 +19,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, cast
@@ -43,6 +44,9 @@ LAZY_SCHEMES: dict[str, tuple[str, str, str]] = {
     ),
 }
 """Scheme -> factory, how it is written, description."""
+SERVERS = "turnwise.openenv.client.remote:make_spec"
+"""Factory of what is given by address."""
+ADDRESSES = ("http", "https", "ws", "wss")
 
 
 class SchemeFactory(Protocol):
@@ -58,7 +62,7 @@ _files: dict[Path, ModuleType] = {}
 
 
 def make(
-    spec: str | type | EnvSpec | Callable[[], Any],
+    spec: str | Sequence[str] | type | EnvSpec | Callable[[], Any],
     *,
     name: str | None = None,
     args: Mapping[str, Any] | None = None,
@@ -66,7 +70,8 @@ def make(
     """Resolve an environment.
 
     Args:
-        spec: A name as in the module's docstring, a class, a TRL-style factory, or a spec, returned as it is.
+        spec: A name as in the module's docstring, a class, a TRL-style factory, or a spec, returned as it is;
+            or addresses of servers of one environment.
         name: What the run calls it; the name or the class's name if not given.
         args: Keyword arguments of its constructor.
 
@@ -77,6 +82,8 @@ def make(
     args = dict(args or {})
     if isinstance(spec, str):
         return _by_name(spec, name, args)
+    if isinstance(spec, list | tuple):
+        return _by_address(spec, name, args)
     if not isinstance(spec, type) and hasattr(spec, "open") and hasattr(spec, "fingerprint"):
         if args or name not in (None, cast(EnvSpec, spec).name):
             raise EnvSpecError("a spec is made already: name and args go to the `make` that makes it")
@@ -111,7 +118,7 @@ def _by_name(spec: str, name: str | None, args: Mapping[str, Any]) -> EnvSpec:
         factory = cast(SchemeFactory, _load(LAZY_SCHEMES[head][0], spec))
         return factory(rest, name=name or spec, args=args)
     if rest.startswith("//"):
-        raise EnvSpecError(f"environment '{spec}': no client for {head}:// is part of this installation")
+        return _by_address([spec], name, args)
     path, _, attribute = spec.rpartition(":")
     if not path.endswith(".py"):
         path, attribute = (spec, "") if spec.endswith(".py") else ("", "")
@@ -132,6 +139,15 @@ def _by_name(spec: str, name: str | None, args: Mapping[str, Any]) -> EnvSpec:
         f"unknown environment '{spec}'.{hint} `turnwise env list` shows what there is; "
         "your own is written pkg.module:Class or path/to/file.py:Class"
     )
+
+
+def _by_address(urls: Sequence[Any], name: str | None, args: Mapping[str, Any]) -> EnvSpec:
+    for url in urls:
+        if not isinstance(url, str) or url.partition("://")[0] not in ADDRESSES:
+            raise EnvSpecError(f"environment {url!r} is no address; write {'://, '.join(ADDRESSES)}://")
+    make_servers = _load(SERVERS, str(urls[0]) if urls else "[]")
+    made: EnvSpec = make_servers(urls, name=name, args=args)
+    return made
 
 
 def _by_class(target: Any, name: str, args: Mapping[str, Any], reference: str | None) -> EnvSpec:

@@ -128,19 +128,15 @@ class Servers:
                         f"{self._what}: no server answered for {self._patience:g} s; the last: {error}"
                     ) from error
 
-    def release(self, socket: EnvSocket) -> None:
-        """Give a connection back: it is closed in the background, and its place is somebody else's."""
+    def release(self, socket: EnvSocket) -> asyncio.Task[None]:
+        """Give a connection back: it is closed in the background, and its place is then somebody else's."""
         server = self._by_url[socket.url]
         if not socket.is_open:
             server.failed()
         task = asyncio.get_running_loop().create_task(self._closed(server, socket))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
-
-    async def closed(self) -> None:
-        """Wait until everything that was released is closed."""
-        if self._closing:
-            await asyncio.wait(self._closing)
+        return task
 
     def rest(self, session: Resting) -> None:
         """A session's episode is over: whoever waits may have its place."""

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import quote
 
 import httpx
 
@@ -87,23 +88,22 @@ async def look(url: str, headers: Mapping[str, str]) -> About:
         EnvSpecError: It is no OpenEnv server, or refuses this client, or speaks a later protocol.
     """
     async with httpx.AsyncClient(**http(url, headers)) as client:
-        metadata = await _get(client, "/metadata")
+        metadata = _object(await _get(client, "/metadata"))
         name = str(metadata.get("name") or "env")
         ours = metadata.get("turnwise")
         if isinstance(ours, Mapping):
             return _peer(name, metadata, ours, url)
-        schemas = await _get(client, "/schema")
-        paths = (await _get(client, "/openapi.json")).get("paths", {})
+        schemas = _object(await _get(client, "/schema"))
+        tasks_path = await _tasks_path(client, name) if schemas else None
     if not schemas:
         raise EnvSpecError(f"{url}: there is neither /metadata nor /schema: no OpenEnv server, or one of 0.1")
-    routes = [path.removesuffix("/splits") for path in paths if re.fullmatch(r"/[^/{]+/splits", path)]
     action = schemas.get("action", {})
     return About(
         name=name,
         description=str(metadata.get("description") or ""),
         peer=False,
         action=action,
-        tasks_path=routes[0] if routes else None,
+        tasks_path=tasks_path,
         identity=_hash([name, metadata.get("version"), action, schemas.get("observation")]),
     )
 
@@ -195,13 +195,21 @@ def _peer(name: str, metadata: Mapping[str, Any], ours: Mapping[str, Any], url: 
         forfeit=ours["forfeit"],
         teacher=ours["teacher"],
         splits=splits,
-        tasks_path=f"/{name}" if splits else None,
+        tasks_path=f"/{quote(name)}" if splits else None,
         identity=ours["fingerprint"],
     )
 
 
-async def _get(client: httpx.AsyncClient, path: str) -> dict[str, Any]:
-    """A JSON object; empty where the server has no such path, or fails at it."""
+async def _tasks_path(client: httpx.AsyncClient, name: str) -> str | None:
+    """Where the Task API lists tasks, on servers that have it and for environments that have some."""
+    names = await _get(client, "/list_environments")
+    listed = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else name
+    path = f"/{quote(listed)}"
+    return path if await _get(client, f"{path}/splits") else None
+
+
+async def _get(client: httpx.AsyncClient, path: str) -> Any:
+    """JSON; None where the server has no such path, or fails at it."""
     url = str(client.base_url).rstrip("/")
     try:
         response = await client.get(path)
@@ -209,12 +217,15 @@ async def _get(client: httpx.AsyncClient, path: str) -> dict[str, Any]:
             raise EnvSpecError(f"{url}: HTTP {response.status_code}: it wants a token; give it as args.token")
         if response.status_code in (502, 503, 504):
             raise EnvLostError(f"{url}{path}: HTTP {response.status_code}")
-        found = response.json() if response.status_code == 200 else {}
+        return response.json() if response.status_code == 200 else None
     except httpx.HTTPError as cause:
         raise EnvLostError(f"{url}{path}: {cause or type(cause).__name__}") from cause
     except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _mcp_tool(listed: Any, url: str) -> ToolSchema:

@@ -39,6 +39,11 @@ class Reader:
         self._show, self._cumulative, self._what = tuple(show), cumulative, what
         self._differences = Differences()
 
+    @property
+    def chooses(self) -> bool:
+        """Whether it was said which fields are shown."""
+        return bool(self._show)
+
     def begin(self) -> None:
         """Forget the last episode."""
         self._differences = Differences()
@@ -100,7 +105,7 @@ def _content(fields: Mapping[str, Any], limit: int | None, *, joined: bool) -> C
         if not found:
             rest[name] = value
     if len(rest) == 1 or joined:
-        text = "\n".join(_text(value) for value in rest.values())
+        text = "\n".join(filter(None, map(_text, rest.values())))
     else:
         text = _text(rest) if rest else ""
     if pictures:

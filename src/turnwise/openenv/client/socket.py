@@ -132,8 +132,10 @@ class EnvSocket:
     async def close(self) -> None:
         """Say goodbye and close, within bounds. Never raises; may be called twice."""
         line = self._line
-        if line.lost is None:
+        if self.usable:
+            # The server ends the session and then closes; where it is busy, only the latter is asked of it.
             line.say(b'{"type":"close"}')
+            await asyncio.wait((line.connection_lost_waiter,), timeout=CLOSE_SECONDS)
         await line.close()
 
 

@@ -1,0 +1,231 @@
+"""`RemoteSpec`: an environment that is given as the address of an OpenEnv server, whoever wrote it.
+
+    make("http://127.0.0.1:8000")
+    make(["http://10.0.0.1:8000", "http://10.0.0.2:8000"], args={"show": "board"})
+
+What the server offers is asked for when the spec is made, so that a wrong address is an error then. Each
+session is a connection of its own, to the least busy server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from time import monotonic
+from typing import Any
+
+import httpx
+
+from turnwise.envs import observe
+from turnwise.envs.session import Limits, Session
+from turnwise.errors import EnvError, EnvLostError, EnvSpecError, TaskError
+from turnwise.openenv import wire
+from turnwise.openenv.client import background
+from turnwise.openenv.client.balance import Servers
+from turnwise.openenv.client.discovery import About, http, look, mcp_tools, typed_action
+from turnwise.openenv.client.options import Options, options_of
+from turnwise.openenv.client.peer import PeerSession
+from turnwise.openenv.client.session import Remote, RemoteSession
+from turnwise.openenv.client.socket import base_url
+from turnwise.types import Task
+
+log = logging.getLogger(__name__)
+
+OWN = ("reset", "show", "cumulative", "reply", "system", "forfeit")
+"""Options that a Turnwise server leaves nothing to."""
+RETRY_SECONDS = 0.5
+
+
+class RemoteSpec:
+    """A `turnwise.envs.session.EnvSpec`; made by `make_spec`."""
+
+    def __init__(self, remote: Remote, urls: Sequence[str]) -> None:
+        self.remote, self.urls = remote, tuple(urls)
+
+    @property
+    def name(self) -> str:
+        """What the run calls it; the server's name for it if it was not said."""
+        return self.remote.name
+
+    @property
+    def limits(self) -> Limits:
+        """A Turnwise server's own; none elsewhere."""
+        about = self.remote.about
+        return Limits(max_turns=about.max_turns, max_tool_calls=about.max_tool_calls)
+
+    @property
+    def forfeit(self) -> float:
+        """What ``args`` say, else the server."""
+        given = self.remote.options.forfeit
+        return self.remote.about.forfeit if given is None else given
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what the server says and of what ``args`` make of it, wherever the server is."""
+        tools = [tool.as_function() for tool in self.remote.tools]
+        parts = [self.remote.about.identity, self.remote.options.identity, tools]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def tasks(self, split: str) -> Iterator[Task]:
+        """The rows of a split, as the first server that answers lists them; one empty row where none are.
+
+        Raises:
+            TaskError: The server has no such split, or its rows are none.
+            EnvLostError: No server answers.
+        """
+        path = self.remote.about.tasks_path
+        if path is None:
+            yield {}
+            return
+        what = f"environment {self.name}: tasks('{split}')"
+        for number, row in enumerate(self._listed(f"{path}/tasks", split, what)):
+            if self.remote.about.peer:
+                yield wire.read_task(row["task"])
+            else:  # By these two a reset finds it again.
+                yield {"split": split, "index": number, **observe.task_row(row, f"{what}: row {number}")}
+
+    async def open(self, limits: Limits) -> Session:
+        """A connection with a live environment behind it.
+
+        Raises:
+            EnvError: As for `turnwise.openenv.client.balance.Servers.open`.
+        """
+        kind = PeerSession if self.remote.about.peer else RemoteSession
+        session = kind(self.remote, limits)
+        await session.connect()
+        return session
+
+    def _listed(self, path: str, split: str, what: str) -> list[Any]:
+        lost: Exception | None = None
+        for url in self.urls:
+            try:
+                with httpx.Client(**http(url, self.remote.options.request_headers)) as client:
+                    response = client.post(path, json={"split": split})
+            except httpx.HTTPError as cause:
+                lost = cause
+                continue
+            if response.status_code in (400, 404, 422):
+                raise TaskError(f"{what}: {url} has no such split: {response.text[:200]}")
+            rows = response.json().get("tasks") if response.status_code == 200 else None
+            if not isinstance(rows, list) or not rows:
+                raise TaskError(f"{what}: {url} lists no tasks: HTTP {response.status_code}")
+            return rows
+        raise EnvLostError(f"{what}: no server answers: {lost}") from lost
+
+
+def make_spec(
+    urls: str | Sequence[str], /, name: str | None, args: Mapping[str, Any], *, prompts: bool = False
+) -> RemoteSpec:
+    """The environment behind one server or several that are alike.
+
+    Args:
+        urls: ``http://host:port`` each.
+        name: What the run calls it; the server's own name if None.
+        args: `turnwise.openenv.client.options.Options`.
+        prompts: Rows hold a ``prompt``, which stands before what the environment says.
+
+    Raises:
+        EnvSpecError: No server answers, they differ, or they cannot be played on with these ``args``.
+    """
+    return background.run(discover(urls, name, args, prompts=prompts))
+
+
+async def discover(
+    urls: str | Sequence[str], /, name: str | None, args: Mapping[str, Any], *, prompts: bool = False
+) -> RemoteSpec:
+    """`make_spec`, where a loop runs.
+
+    Raises:
+        EnvSpecError: As for `make_spec`.
+    """
+    bases = list(dict.fromkeys(map(base_url, [urls] if isinstance(urls, str) else urls)))
+    if not bases:
+        raise EnvSpecError("an environment on servers needs the address of at least one")
+    what = name or bases[0]
+    options = options_of(args, what)
+    headers = options.request_headers
+    try:
+        about = await _alike(bases, headers, options.patience)
+        if not about.peer:
+            about = await _with_tools(about, bases, headers, options)
+    except EnvError as error:
+        raise EnvSpecError(f"environment {what}: {error}") from error
+    if about.peer and (set_here := sorted(set(args) & set(OWN))):
+        raise EnvSpecError(
+            f"environment {what}: args.{set_here[0]} does nothing with a Turnwise server, which says itself "
+            "what its environment shows and pays; remove it"
+        )
+    servers = Servers(bases, headers, options.patience, f"environment {what}")
+    remote = Remote(name=name or about.name, about=about, options=options, servers=servers, prompts=prompts)
+    return RemoteSpec(remote, bases)
+
+
+async def _alike(urls: Sequence[str], headers: Mapping[str, str], patience: float) -> About:
+    """What all servers that answer say; those that do not may come later."""
+    began = monotonic()
+    while True:
+        found = await asyncio.gather(*(look(url, headers) for url in urls), return_exceptions=True)
+        abouts: dict[str, About] = {}
+        lost: dict[str, EnvLostError] = {}
+        for url, about in zip(urls, found, strict=True):
+            if isinstance(about, About):
+                abouts[url] = about
+            elif isinstance(about, EnvLostError):
+                lost[url] = about
+            else:
+                raise about
+        if abouts:
+            break
+        if monotonic() - began > patience:
+            raise EnvSpecError(
+                f"no server answers at {', '.join(urls)} ({next(iter(lost.values()))}); "
+                "start it, for instance with `turnwise env serve`, or correct the address"
+            )
+        await asyncio.sleep(RETRY_SECONDS)
+    (first, about), *others = abouts.items()
+    for url, other in others:
+        if other.identity != about.identity:
+            raise EnvSpecError(
+                f"{first} serves '{about.name}' and {url} serves '{other.name}', or another version of it; "
+                "the servers of one environment must be alike"
+            )
+    if lost:
+        log.warning("%s does not answer yet; %s does", ", ".join(lost), ", ".join(abouts))
+    return about
+
+
+async def _with_tools(
+    about: About, urls: Sequence[str], headers: Mapping[str, str], options: Options
+) -> About:
+    """MCP tools, asked for on a session of its own; else the one tool that stands for its actions."""
+    if options.reply is not None:
+        return replace(about, typed=_reply_action(about, options.reply, urls[0]))
+    servers = Servers(urls, headers, options.patience, urls[0])
+    socket = await servers.open(seconds=60.0)
+    try:
+        tools = await mcp_tools(socket, about, seconds=60.0)
+    finally:
+        await servers.release(socket)
+    if tools is not None and about.speaks_mcp:
+        return replace(about, tools=tools)
+    typed = typed_action(about.action, urls[0])
+    if any(tool.name == typed.schema.name for tool in tools or ()):
+        raise EnvSpecError(f"{urls[0]}: a tool and the action are both called '{typed.schema.name}'")
+    return replace(about, tools=tools or (), typed=typed, calls="mcp")
+
+
+def _reply_action(about: About, field: str, url: str) -> Any:
+    typed = typed_action(about.action, url)
+    properties = typed.schema.parameters["properties"]
+    if field not in properties:
+        raise EnvSpecError(f"args.reply: the action has no field '{field}'; it has {', '.join(properties)}")
+    missing = [name for name in typed.schema.parameters.get("required", ()) if name != field]
+    if missing:
+        raise EnvSpecError(
+            f"args.reply: a reply is '{field}' alone, and actions need {', '.join(missing)} too"
+        )
+    return typed

@@ -1,0 +1,180 @@
+"""Environments as OpenEnv's users write them, on the real `openenv.core` server, and ways to disturb one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, ClassVar, Literal
+
+from fastmcp import FastMCP
+from openenv.core.env_server import Action, Environment, Observation, State, create_app
+from openenv.core.env_server.mcp_environment import MCPEnvironment
+from openenv.core.env_server.mcp_types import CallToolAction, CallToolObservation
+from pydantic import Field
+
+
+class GuessAction(Action):
+    """Say a number."""
+
+    number: int = Field(ge=0, le=9, description="The guess.")
+    mood: Literal["calm", "bold"] = "calm"
+    kind: Literal["guess"] = "guess"
+
+
+class GuessObservation(Observation):
+    text: str
+    left: int | None = None
+
+
+class Guess(Environment[GuessAction, GuessObservation, State]):
+    """A number from 0 to 9 by higher and lower; the seed decides it."""
+
+    SUPPORTS_CONCURRENT_SESSIONS = True
+    made: ClassVar[list[Guess]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = False
+        self.at = State(episode_id=None, step_count=0)
+        Guess.made.append(self)
+
+    def reset(self, seed: int | None = None, episode_id: str | None = None, low: int = 0, **_: Any) -> Any:
+        self.number = low + (seed or 0) % (10 - low)
+        self.at = State(episode_id=episode_id or "e", step_count=0)
+        return GuessObservation(text=f"Guess a number from {low} to 9.")
+
+    def step(self, action: GuessAction, timeout_s: float | None = None, **_: Any) -> GuessObservation:
+        self.at.step_count += 1
+        if action.number == 9 and action.mood == "bold":
+            raise RuntimeError("nine is too bold")
+        right = action.number == self.number
+        told = "right" if right else "higher" if action.number < self.number else "lower"
+        return GuessObservation(text=told, reward=float(right), done=right, left=None)
+
+    @property
+    def state(self) -> State:
+        return self.at
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class SayAction(Action):
+    message: str = Field(min_length=1)
+
+
+class SayObservation(Observation):
+    prompt: str
+    messages: list[dict[str, Any]]
+
+
+class Chatter(Environment[SayAction, SayObservation, State]):
+    """Repeats the whole conversation in each observation, as TextArena's games do."""
+
+    SUPPORTS_CONCURRENT_SESSIONS = True
+
+    def reset(self, seed: int | None = None, episode_id: str | None = None, **_: Any) -> SayObservation:
+        self.said: list[dict[str, Any]] = [{"sender_id": -1, "content": "Say anything."}]
+        return SayObservation(prompt="You chat.", messages=list(self.said))
+
+    def step(self, action: SayAction, timeout_s: float | None = None, **_: Any) -> SayObservation:
+        self.said += [
+            {"sender_id": 0, "content": action.message},
+            {"sender_id": -1, "content": f"You said {action.message}."},
+        ]
+        return SayObservation(prompt="You chat.", messages=list(self.said), reward=0.5)
+
+    @property
+    def state(self) -> State:
+        return State(episode_id="e", step_count=0)
+
+
+class Shop(MCPEnvironment):
+    """Prices over MCP."""
+
+    SUPPORTS_CONCURRENT_SESSIONS = True
+
+    def __init__(self) -> None:
+        mcp: FastMCP[Any] = FastMCP("shop")
+
+        @mcp.tool
+        def price(item: str, count: int = 1) -> int:
+            """Look up a price."""
+            return {"tea": 3, "jam": 4}[item] * count
+
+        @mcp.tool
+        def describe(item: str) -> str:
+            """Say what it is."""
+            return f"It is {item}."
+
+        @mcp.tool
+        async def nap(seconds: float) -> str:
+            """Wait."""
+            import asyncio
+
+            await asyncio.sleep(seconds)
+            return "rested"
+
+        super().__init__(mcp)
+
+    def reset(self, seed: int | None = None, episode_id: str | None = None, **_: Any) -> Observation:
+        return Observation(done=False, reward=0.0, metadata={"status": "ready"})
+
+    def _step_impl(self, action: Action, timeout_s: float | None = None, **_: Any) -> Observation:
+        return Observation(done=False, reward=0.0)
+
+    @property
+    def state(self) -> State:
+        return State(episode_id="e", step_count=0)
+
+
+class SlowAction(Action):
+    number: int
+
+
+class SlowObservation(Observation):
+    number: int
+
+
+class Slow(Environment[SlowAction, SlowObservation, State]):
+    """Answers with the number that it was given, after as many seconds as a tenth of it."""
+
+    SUPPORTS_CONCURRENT_SESSIONS = True
+    made: ClassVar[list[Slow]] = []
+    lock = threading.Lock()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = False
+        with Slow.lock:
+            Slow.made.append(self)
+
+    def reset(self, seed: int | None = None, episode_id: str | None = None, **_: Any) -> SlowObservation:
+        return SlowObservation(number=seed or 0)
+
+    def step(self, action: SlowAction, timeout_s: float | None = None, **_: Any) -> SlowObservation:
+        time.sleep(action.number % 10 / 10)
+        return SlowObservation(number=action.number, reward=float(action.number))
+
+    @property
+    def state(self) -> State:
+        return State(episode_id="e", step_count=0)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def guess_app(most: int = 64) -> Any:
+    return create_app(Guess, GuessAction, GuessObservation, env_name="guess", max_concurrent_envs=most)
+
+
+def chatter_app(most: int = 64) -> Any:
+    return create_app(Chatter, SayAction, SayObservation, env_name="chatter", max_concurrent_envs=most)
+
+
+def shop_app(most: int = 64) -> Any:
+    return create_app(Shop, CallToolAction, CallToolObservation, env_name="shop", max_concurrent_envs=most)
+
+
+def slow_app(most: int = 256) -> Any:
+    return create_app(Slow, SlowAction, SlowObservation, env_name="slow", max_concurrent_envs=most)

@@ -118,13 +118,12 @@ class HostedSpec:
         """
         split, index = data.get("split"), data.get("index")
         try:
-            if split is None:
-                splits = (await self.metadata())["turnwise"]["splits"]
-                if not splits and index is None:
+            splits = (await self.metadata())["turnwise"]["splits"]
+            if not splits:
+                if split is None and index is None:
                     return {}, {}
-                if not splits:
-                    raise ActionError(f"reset(index={index}): environment {self.name} has no tasks")
-                split = splits[0]
+                raise ActionError(f"environment {self.name} has no tasks: reset takes no split and no index")
+            split = splits[0] if split is None else split
             rows = self._rows[split] if split in self._rows else await asyncio.to_thread(self.tasks, split)
         except TaskError as error:
             raise ActionError(f"reset(split={split!r}): {error}") from error

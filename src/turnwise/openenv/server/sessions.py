@@ -21,9 +21,9 @@ from turnwise.openenv.server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 0.5
 """Between two looks at all sessions."""
-PATIENCE_SECONDS = 2.0
+PATIENCE_SECONDS = 0.5
 """How long a call may take before its owner is asked to listen for the client meanwhile."""
 DRAFT_SECONDS = 60.0
 """How long an environment is kept for a client that never comes back with its cookie."""

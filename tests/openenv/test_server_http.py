@@ -1,0 +1,257 @@
+"""HTTP: episodes by cookie or episode_id, stateless requests, what is refused and how."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from tests.openenv.serving import as_app, running
+
+from turnwise.envs.base import Env, tool
+from turnwise.openenv.server.settings import Settings
+from turnwise.types import Step
+
+
+class Counter(Env):
+    """Count up to three."""
+
+    inline = True
+    opened = 0
+    closed = 0
+
+    def __init__(self) -> None:
+        type(self).opened += 1
+
+    def reset(self, task: object) -> str:
+        self.count = 0
+        return "count"
+
+    @tool
+    def add(self, number: int) -> Step:
+        """Add."""
+        if number < 0:
+            raise ValueError("only upwards")
+        self.count += number
+        return Step(str(self.count), reward=0.5, terminated=self.count >= 3)
+
+    def reward(self) -> dict[str, float | None]:
+        return {"total": float(self.count), "style": None}
+
+    def close(self) -> None:
+        type(self).closed += 1
+
+
+def call(number: int) -> dict[str, object]:
+    return {"type": "call_tool", "tool_name": "add", "arguments": {"number": number}}
+
+
+@pytest.fixture
+def client() -> Iterator[httpx.Client]:
+    Counter.opened = Counter.closed = 0
+    with running(as_app(Counter)) as server, httpx.Client(base_url=server.url) as client:
+        yield client
+    assert Counter.opened == Counter.closed
+
+
+def test_a_cookie_makes_an_episode(client: httpx.Client) -> None:
+    assert client.post("/reset", json={"seed": 1}).json()["observation"]["text"] == "count"
+    first = client.post("/step", json={"action": call(1)}).json()
+    assert (first["observation"]["result"], first["reward"], first["done"]) == ("1", 0.5, False)
+    last = client.post("/step", json={"action": call(2)}).json()
+    assert (last["observation"]["result"], last["reward"], last["done"]) == ("3", 3.5, True)
+    assert last["metadata"]["rewards"] == {"total": 3.0, "style": None}
+    assert last["metadata"]["step_reward"] == 0.5
+    assert last["metadata"]["terminated"] and not last["metadata"]["truncated"]
+    assert client.get("/state").json()["step_count"] == 2
+
+
+def test_episode_ids_tell_episodes_apart(client: httpx.Client) -> None:
+    for name in ("a", "b"):
+        client.post("/reset", json={"episode_id": name})
+    client.cookies.clear()
+    client.post("/step", json={"episode_id": "a", "action": call(1)})
+    client.post("/step", json={"episode_id": "b", "action": call(2)})
+    seen = client.post("/step", json={"episode_id": "a", "action": call(1)}).json()
+    assert seen["observation"]["result"] == "2"
+    assert client.get("/state", params={"episode_id": "b"}).json()["episode_id"] == "b"
+
+
+def test_without_either_each_request_has_an_environment_of_its_own(client: httpx.Client) -> None:
+    before = Counter.opened
+    answer = client.post("/step", json={"action": {"type": "list_tools"}})
+    assert answer.json()["observation"]["tools"][0]["name"] == "add"
+    assert client.get("/state").json()["episode_id"] is None
+    assert (Counter.opened - before, Counter.closed) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("POST", "/reset", {"seed": -1}, 422),
+        ("POST", "/reset", {"seed": "x"}, 422),
+        ("POST", "/reset", {"sead": 1}, 422),
+        ("POST", "/reset", {"split": "nope"}, 422),
+        ("POST", "/reset", {"episode_id": "x" * 256}, 422),
+        ("POST", "/step", {}, 422),
+        ("POST", "/step", {"action": {"type": "nope"}}, 422),
+        ("POST", "/step", {"action": call(1)}, 422),
+        ("POST", "/step", {"action": call(1), "episode_id": "never"}, 404),
+        ("POST", "/step", {"action": call(1), "timeout_s": 0}, 422),
+        ("POST", "/step", {"action": call(1), "verbose": True}, 422),
+        ("GET", "/state?episode_id=never", None, 404),
+        ("GET", "/nope", None, 404),
+        ("GET", "/reset", None, 405),
+    ],
+)
+def test_what_is_refused(client: httpx.Client, method: str, path: str, body: object, status: int) -> None:
+    answer = client.request(method, path, json=body)
+    assert answer.status_code == status, answer.text
+    assert answer.json()["detail"]
+
+
+def test_a_tool_that_raises_is_an_observation(client: httpx.Client) -> None:
+    client.post("/reset")
+    seen = client.post("/step", json={"action": call(-1)}).json()
+    error = seen["observation"]["error"]
+    assert error["error_type"] == "execution_error" and "only upwards" in error["message"]
+    wrong = client.post("/step", json={"action": {**call(0), "arguments": {"number": "many"}}}).json()
+    assert wrong["observation"]["error"]["error_type"] == "invalid_args"
+    assert wrong["metadata"]["error"] == "bad_arguments"
+
+
+def test_an_environment_that_fails_is_a_500_that_says_so() -> None:
+    class Broken(Env):
+        inline = True
+
+        def reset(self, task: object) -> str:
+            raise ValueError("no luck")
+
+        def step(self, reply: str) -> Step:
+            return Step("")
+
+    with running(as_app(Broken)) as server:
+        answer = httpx.post(f"{server.url}/reset")
+        assert answer.status_code == 500
+        assert answer.json()["kind"] == "EnvError" and "no luck" in answer.json()["detail"]
+
+
+def test_requests_of_one_episode_never_overlap() -> None:
+    class Slow(Env):
+        inside = 0
+
+        def reset(self, task: object) -> str:
+            return "go"
+
+        @tool
+        async def wait(self) -> str:
+            """Wait."""
+            self.inside += 1
+            await asyncio.sleep(0.02)
+            alone = self.inside == 1
+            self.inside -= 1
+            return str(alone)
+
+    async def play(url: str) -> list[str]:
+        async with httpx.AsyncClient(base_url=url) as client:
+            await client.post("/reset", json={"episode_id": "e"})
+            act = {"episode_id": "e", "action": {"type": "call_tool", "tool_name": "wait", "arguments": {}}}
+            answers = await asyncio.gather(*(client.post("/step", json=act) for _ in range(5)))
+            return [answer.json()["observation"]["result"] for answer in answers]
+
+    with running(as_app(Slow)) as server:
+        assert asyncio.run(play(server.url)) == ["True"] * 5
+
+
+def test_an_environment_nobody_came_back_to_gives_way(client: httpx.Client) -> None:
+    with running(as_app(Counter, Settings(max_sessions=1, queue=4))) as server:
+        for _ in range(3):
+            assert httpx.post(f"{server.url}/reset", timeout=5).status_code == 200
+        with httpx.Client(base_url=server.url) as other:
+            other.post("/reset")
+            assert other.post("/step", json={"action": call(1)}).status_code == 200
+            assert other.get("/state").json()["step_count"] == 1
+
+
+def test_more_than_there_is_room_for_is_told_when_to_come_back() -> None:
+    with running(as_app(Counter, Settings(max_sessions=1, queue=0))) as server:
+        assert httpx.post(f"{server.url}/reset", json={"episode_id": "mine"}).status_code == 200
+        refused = httpx.post(f"{server.url}/reset", json={"episode_id": "yours"})
+        assert refused.status_code == 503 and refused.headers["Retry-After"]
+        assert "1 of 1 sessions" in refused.json()["detail"]
+
+
+def test_two_resets_of_a_new_episode_at_once_share_it() -> None:
+    async def play(url: str) -> None:
+        async with httpx.AsyncClient(base_url=url) as client:
+            answers = await asyncio.gather(
+                *(client.post("/reset", json={"episode_id": "one"}) for _ in range(8))
+            )
+            assert {answer.status_code for answer in answers} == {200}
+
+    Counter.opened = 0
+    with running(as_app(Counter)) as server:
+        asyncio.run(play(server.url))
+        assert len(server.sessions.live) == 1
+
+
+def test_nan_and_numpy_cross_as_json() -> None:
+    import numpy as np
+
+    class Odd(Env):
+        inline = True
+
+        def reset(self, task: object) -> str:
+            return "go"
+
+        def step(self, reply: str) -> Step:
+            return Step("ok", reward=np.float32(0.5), info={"n": 1})
+
+    with running(as_app(Odd)) as server, httpx.Client(base_url=server.url) as client:
+        client.post("/reset")
+        assert client.post("/step", json={"action": {"text": "hi"}}).json()["reward"] == 0.5
+        body = '{"action": {"text": "hi", "metadata": {"x": NaN}}}'
+        answer = client.post("/step", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 200
+
+
+def test_the_api_describes_itself(client: httpx.Client) -> None:
+    described = client.get("/openapi.json").json()
+    assert described["info"]["version"] == "1.0.0"
+    assert {"/reset", "/step", "/state", "/schema", "/metadata", "/health"} <= described["paths"].keys()
+    assert client.get("/docs").status_code == 200
+    assert client.get("/health").json() == {"status": "healthy"}
+    about = client.get("/metadata").json()
+    assert about["name"] == "Counter" and about["description"] == "Count up to three."
+    assert about["turnwise"]["tools"][0]["name"] == "add"
+    schema = client.get("/schema").json()
+    assert schema["action"]["properties"]["tool_name"] == {"enum": ["add"]}
+
+
+def test_the_task_api() -> None:
+    with running(as_app("catch")) as server, httpx.Client(base_url=server.url) as client:
+        assert client.get("/list_environments").json() == ["catch"]
+        assert client.get("/CATCH/splits").json()[1] == {"name": "test", "type": "test"}
+        assert client.post("/catch/num_tasks", json={"split": "test"}).json() == {"num_tasks": 500}
+        one = client.post("/catch/task", json={"split": "test", "index": 7}).json()["task"]
+        assert one == {"id": "test-7", "index": 7, "split": "test", "task": {"column": 2, "seed": 507}}
+        some = client.post("/catch/task_range", json={"split": "train", "start": 498}).json()["tasks"]
+        assert [row["index"] for row in some] == [498, 499]
+        assert client.post("/catch/task", json={"split": "test", "index": 500}).status_code == 400
+        assert client.post("/catch/tasks", json={"split": "nope"}).status_code == 400
+        assert client.post("/other/tasks", json={"split": "test"}).status_code == 404
+        picked = client.post("/reset", json={"split": "test", "index": 7}).json()
+        assert picked["observation"]["text"].startswith("ball 2 ")
+        assert client.get("/state").json()["index"] == 7
+
+
+def test_the_task_api_of_an_environment_without_tasks(client: httpx.Client) -> None:
+    assert client.get("/Counter/splits").status_code == 501
+
+
+def test_production_has_no_controls() -> None:
+    with running(as_app("catch", Settings(mode="production"))) as server:
+        assert httpx.post(f"{server.url}/reset").status_code in (404, 405)
+        assert httpx.post(f"{server.url}/catch/tasks", json={"split": "test"}).status_code in (404, 405)
+        assert httpx.get(f"{server.url}/health").status_code == 200

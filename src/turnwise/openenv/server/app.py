@@ -36,15 +36,23 @@ def create_server_app(served: Served, *, settings: Settings | None = None) -> Fa
         served: What it hosts.
         settings: How; the defaults if not given.
     """
-    settings = settings or Settings()
+    app = FastAPI(title=served.name, version=API_VERSION)
+    add_routes(app, served, settings or Settings())
+    return app
+
+
+def add_routes(app: FastAPI, served: Served, settings: Settings) -> None:
+    """Have an application that has routes of its own speak OpenEnv too."""
     sessions = Sessions(served, settings)
+    own = app.router.lifespan_context
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
+    async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
+        async with own(app) as state:
+            yield state
         await sessions.aclose()
 
-    app = FastAPI(title=served.name, version=API_VERSION, lifespan=lifespan)
+    app.router.lifespan_context = lifespan
     app.state.sessions = sessions
     app.add_middleware(Access, settings=settings)
     app.add_exception_handler(TurnwiseError, failed)
@@ -60,7 +68,6 @@ def create_server_app(served: Served, *, settings: Settings | None = None) -> Fa
         app.include_router(control_router(sessions))
         app.router.routes.extend(page_routes())
         app.include_router(task_router(served))
-    return app
 
 
 def uvicorn_config(app: FastAPI, *, host: str, port: int, **more: Any) -> uvicorn.Config:

@@ -72,7 +72,8 @@ class Access:
                 entered = RedirectResponse(scope["path"] + (f"?{rest}" if rest else ""), 303)
                 entered.set_cookie(COOKIE, token, httponly=True, samesite="strict")
                 return entered
-        if scope["type"] == "http" and (scope["path"] in ENTRANCE or scope["path"].startswith("/web/")):
+        page = scope["path"] in ENTRANCE or scope["path"].startswith("/web/")
+        if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and page:
             return None  # The page says nothing by itself, and asks for the token.
         refused = _error(
             401, "this server needs a token: Authorization: Bearer …, or /web?token=… in a browser"

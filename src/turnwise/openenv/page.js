@@ -456,4 +456,5 @@ $("theme").addEventListener("click", () => {
   paint(next);
 });
 
+unlock();
 start();

@@ -324,6 +324,8 @@ def test_no_file(tmp_path: Path) -> None:
             "environments.catch.limits.max_context: 600 is more than engine.max_context, 512",
         ),
         (["engine.max_context=512"], "rl.sampling.max_tokens: 512 leave no room for a prompt"),
+        (["environments.catch.env=[]"], "environments.catch.env: names no server; write http://host:port"),
+        (["environments.catch.env=[http://a:1, catch]"], "is of servers, http://host:port; found 'catch'"),
     ],
 )
 def test_what_may_not_stand_together(write, overrides: list[str], problem: str) -> None:

@@ -112,6 +112,13 @@ def _environments(recipe: Recipe) -> Iterator[str]:
     if recipe.evaluate:
         named["evaluate.tasks"] = recipe.evaluate.tasks
     known = list(recipe.environments)
+    for name, config in recipe.environments.items():
+        if isinstance(config.env, list):
+            if not config.env:
+                yield f"environments.{name}.env: names no server; write http://host:port, or leave it out"
+            for url in config.env:
+                if "://" not in url:
+                    yield f"environments.{name}.env: a list is of servers, http://host:port; found '{url}'"
     for key, names in named.items():
         for name in names:
             if name not in known:

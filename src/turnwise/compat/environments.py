@@ -4,6 +4,7 @@
     environments({"sql": Sql, "game": Game})        {"sql": …, …}     rows name theirs in a column
     environments(tools=[search])                    {"tools": …}      functions, and no environment
     environments()                                  {"prompts": …}    one reply to each prompt
+    environments("http://127.0.0.1:8000")           {"guess": …}      an OpenEnv server, or a list of them
 
 Tools that are given beside environments are offered in each, before its own. Instances are made once and
 reset for each episode, and, unlike in TRL, closed at the end; ``done = True`` ends an episode.
@@ -22,6 +23,8 @@ from turnwise.envs.session import EnvSpec
 from turnwise.envs.spec import ClassSpec, class_spec
 from turnwise.envs.tools import Tool, function_tool
 from turnwise.errors import EnvSpecError, RecipeError, TaskError
+from turnwise.openenv.client.connect import Connection
+from turnwise.openenv.client.remote import make_spec
 from turnwise.rollout.scoring import RewardFunction
 from turnwise.types import Task
 
@@ -31,8 +34,13 @@ PLACEHOLDER: Mapping[str, Any] = {"prompt": [{"role": "user", "content": ""}]}
 """The row of a run without a data set, as TRL has it: ``reset`` returns the prompt."""
 
 
+Factory = Callable[[], Any] | str | Sequence[str] | Connection
+"""A callable that makes an instance; the address of an OpenEnv server, or of several alike; or one of these
+with what its reset takes and how it is shown: ``turnwise.connect(url, show="board")``, unconnected."""
+
+
 def environments(
-    environment_factory: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None = None,
+    environment_factory: Factory | Mapping[str, Factory] | None = None,
     tools: Sequence[Callable[..., Any]] | None = None,
     *,
     rollout_func: Callable[..., Any] | None = None,
@@ -41,7 +49,7 @@ def environments(
 
     Args:
         environment_factory: A class or a callable that takes nothing and returns an instance with ``reset``;
-            or several by name.
+            an OpenEnv server, by address; or several by name.
         tools: Sync or async functions with type hints and docstrings.
         rollout_func: Plays in place of Turnwise, and may not stand beside the others.
 
@@ -112,7 +120,7 @@ def need_a_reward(known: Mapping[str, EnvSpec], functions: Sequence[RewardFuncti
     Raises:
         RecipeError: There is no reward function, and no environment has ``get_reward``.
     """
-    ours = [spec for spec in known.values() if isinstance(spec, ClassSpec) and _is_ours(spec.env_class)]
+    ours = [one for one in known.values() if not isinstance(one, ClassSpec) or _is_ours(one.env_class)]
     if not functions and not ours and not scored_by(known):
         raise RecipeError(
             "nothing says what a completion is worth: pass reward_funcs, or an environment_factory whose "
@@ -124,7 +132,12 @@ def _is_ours(env_class: type[Env]) -> bool:
     return not issubclass(env_class, trl_class.TrlEnv | trl_class.Conversation)
 
 
-def _spec(factory: Any, name: str | None, tools: tuple[Tool, ...]) -> ClassSpec:
+def _spec(factory: Any, name: str | None, tools: tuple[Tool, ...]) -> EnvSpec:
+    if isinstance(factory, str | list | tuple | Connection):
+        if tools:
+            raise EnvSpecError("an environment on a server has its tools there: leave out tools=")
+        urls, args = (factory.url, factory.args) if isinstance(factory, Connection) else (factory, {})
+        return make_spec(urls, name=name, args=args, prompts=True)
     if not callable(factory):
         raise EnvSpecError(
             f"environment_factory: expected a class or a callable; found {type(factory).__name__}, which "

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from turnwise.compat.arguments import RLOOConfig
+from turnwise.compat.environments import Factory
 from turnwise.compat.internals import hinted
 from turnwise.compat.models import name_of
 from turnwise.compat.trainer import OnlineTrainer
@@ -40,7 +41,7 @@ class RLOOTrainer(OnlineTrainer):
         peft_config: Train adapters in place of all weights.
         tools: Functions that the model may call.
         rollout_func: Plays the episodes itself: ``rollout_func(prompts, trainer)``.
-        environment_factory: Makes an environment, or several by name.
+        environment_factory: Makes an environment, or is an OpenEnv server's address; or several by name.
 
     Raises:
         RecipeError: Arguments contradict one another, or ask for what Turnwise does not do.
@@ -63,7 +64,7 @@ class RLOOTrainer(OnlineTrainer):
         peft_config: Any = None,
         tools: list[Callable[..., Any]] | None = None,
         rollout_func: Callable[..., Any] | None = None,
-        environment_factory: Callable[[], Any] | Mapping[str, Callable[[], Any]] | None = None,
+        environment_factory: Factory | Mapping[str, Factory] | None = None,
     ) -> None:
         if args is None:
             name = model if isinstance(model, str) else name_of(model)

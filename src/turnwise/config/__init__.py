@@ -126,10 +126,11 @@ class LimitsConfig(Section):
 class EnvConfig(Section):
     """One environment of the run."""
 
-    env: str | None = None
-    """``catch``, ``reasoning_gym:chain_sum``, ``pkg.module:Class``, ``path.py:Class``; else its name."""
+    env: str | list[str] | None = None
+    """``catch``, ``reasoning_gym:chain_sum``, ``pkg.module:Class``, ``path.py:Class``; a server by
+    its address, ``http://127.0.0.1:8000``, or several alike, which share the episodes; else its name."""
     args: dict[str, Any] = {}
-    """Keyword arguments of the environment."""
+    """Keyword arguments of the environment; of a server, how it is played on (``docs/openenv.md``)."""
     limits: LimitsConfig = LimitsConfig()
     rewards: dict[str, float] = {}
     """Reward functions as ``pkg.module:function`` with their weights, added to the environment's own."""

@@ -37,7 +37,7 @@ class Connection:
 
     def __init__(self, url: str | Sequence[str], args: Mapping[str, Any]) -> None:
         self.url = url
-        self._args = dict(args)
+        self.args = dict(args)
         self._spec: RemoteSpec | None = None
         self._session: RemoteSession | None = None
         self._playing = False
@@ -67,7 +67,7 @@ class Connection:
             EnvSpecError, EnvLostError: No server answers, or none takes this client.
         """
         if self._spec is None:
-            self._spec = await discover(self.url, None, self._args)
+            self._spec = await discover(self.url, None, self.args)
         if self._session is None:
             session = await self._spec.open(self._spec.limits)
             assert isinstance(session, RemoteSession)

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from turnwise.errors import EnvSpecError
 from turnwise.openenv import wire
+
+OWN_LAYER = "DereferenceRefsMiddleware"
+"""The middleware that every FastMCP server has; it only changes what is listed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +57,10 @@ class ServerTools:
 
     Args:
         server: A FastMCP server.
-        session: Makes a client's session with it, an async context manager, for the tools that need one; the
-            server's package makes the client where there is none.
     """
 
-    def __init__(self, server: Any, session: Callable[[], Any] | None = None) -> None:
+    def __init__(self, server: Any) -> None:
         self._server = server
-        self._session = session or (lambda: _client_of(server))
         self._direct: dict[str, bool] = {}
         self._stack = AsyncExitStack()
         self._client: Any = None
@@ -86,7 +86,7 @@ class ServerTools:
             self._direct[name] = await self._is_direct(name)
         if not self._direct[name]:
             return await (await self._connected()).call_tool(name, dict(arguments))
-        result = await self._server.call_tool(name, dict(arguments))
+        result = await self._server.call_tool(name, dict(arguments), run_middleware=False)
         structured, meta = result.structured_content, result.meta or {}
         if getattr(result, "is_error", False):
             raise RuntimeError("\n".join(getattr(block, "text", "") for block in result.content))
@@ -105,12 +105,11 @@ class ServerTools:
     async def _is_direct(self, name: str) -> bool:
         """Whether nothing on the way to the tool asks for a client's session."""
         server = self._server
-        if not hasattr(server, "call_tool") or not hasattr(server, "list_tools"):
+        called = inspect.signature(getattr(server, "call_tool", _client_of)).parameters
+        if "run_middleware" not in called or not hasattr(server, "list_tools"):
             return False
-        package = type(server).__module__.partition(".")[0]
-        for layer in getattr(server, "middleware", ()):
-            if type(layer).__module__.partition(".")[0] != package:
-                return False
+        if any(type(layer).__name__ != OWN_LAYER for layer in getattr(server, "middleware", ())):
+            return False
         for tool in await server.list_tools():
             if tool.name == name:
                 function = getattr(tool, "fn", None)
@@ -120,12 +119,14 @@ class ServerTools:
 
     async def _connected(self) -> Any:
         if self._client is None:
-            self._client = await self._stack.enter_async_context(self._session())
+            self._client = await self._stack.enter_async_context(_client_of(self._server))
         return self._client
 
 
 def _client_of(server: Any) -> Any:
-    package = sys.modules[type(server).__module__.partition(".")[0]]
-    if not hasattr(package, "Client"):
+    """A client with one session for all calls: by default FastMCP 4 has one for each, and no state lasts."""
+    client = getattr(sys.modules[type(server).__module__.partition(".")[0]], "Client", None)
+    if client is None:
         raise EnvSpecError(f"{type(server).__name__} is no FastMCP server: its package has no Client")
-    return package.Client(server)
+    modes = {"mode": "legacy"} if "mode" in inspect.signature(client).parameters else {}
+    return client(server, **modes)

@@ -179,7 +179,7 @@ class TypedSession:
     def _shorten(self, env: Any) -> None:
         """Spare an `MCPEnvironment` of theirs the MCP client between itself and its own tools."""
         if hasattr(env, "_async_list_tools") and hasattr(env, "_async_call_tool"):
-            self._tools = tools = ServerTools(env.mcp_server, getattr(env, "mcp_session", None))
+            self._tools = tools = ServerTools(env.mcp_server)
             env._async_list_tools, env._async_call_tool = tools.list, tools.call
 
     def _action_class(self, action: Mapping[str, Any]) -> type[BaseModel] | None:

@@ -18,12 +18,13 @@ import logging
 import re
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import orjson
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidHandshake, InvalidStatus, WebSocketException
+from websockets.exceptions import InvalidHandshake, InvalidState, InvalidStatus, WebSocketException
 from websockets.frames import DATA_OPCODES, Frame
 
 from turnwise.errors import EnvHungError, EnvLostError, EnvSpecError
@@ -171,8 +172,9 @@ class _Line(ClientConnection):
         return future
 
     def say(self, message: bytes) -> None:
-        """Send what is not answered."""
-        self.protocol.send_text(message)
+        """Send what is not answered; while the connection closes, nothing: `connection_lost` tells."""
+        with suppress(InvalidState):
+            self.protocol.send_text(message)
         self.send_data()
 
     def process_event(self, event: Any) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Literal
+from typing import ClassVar, Literal
 
+import numpy as np
 import pytest
 
 from turnwise import Message, Step, ToolCall
 from turnwise.envs.registry import make
+from turnwise.envs.spec import class_spec
+from turnwise.envs.tools import function_tool
+from turnwise.envs.trl_class import adapt, conversation
 from turnwise.errors import EnvError, EnvSpecError, ScoringError
 from turnwise.types import TextBlock
 
@@ -216,6 +220,140 @@ def test_a_factory_and_its_arguments():
     assert asyncio.run(play(lambda: Sized(4))) == "4"
     with pytest.raises(EnvSpecError, match="environment Sized: unknown argument 'rows'; allowed: size"):
         make(Sized, args={"rows": 1})
+
+
+class Shop:
+    """Its author knows nothing of Turnwise: ``done``, ``close``, ``max_turns`` and the rest are his own."""
+
+    max_turns = 1
+    isolation = "docker"
+    forfeit = "yes"
+
+    def reset(self):
+        self.opened = []
+        return "Shop."
+
+    def buy(self, item: str) -> str:
+        """Buy something.
+
+        Args:
+            item: What.
+        """
+        return f"bought {item}"
+
+    def close(self, till: str) -> str:
+        """Close a till.
+
+        Args:
+            till: Which.
+        """
+        return f"closed {till}"
+
+    def done(self) -> str:
+        """Leave."""
+        return "left"
+
+
+def test_methods_and_attributes_that_are_the_authors_own():
+    async def play():
+        spec = make(Shop)
+        assert spec.limits.max_turns is None and spec.forfeit == 0.0
+        assert spec.env_class.isolation == "thread"
+        env = await spec.open(spec.limits)
+        assert [schema.name for schema in env.tools] == ["buy", "close", "done"]
+        await env.reset({}, 0)
+        for one, told in (
+            (call("buy", item="tea"), "bought tea"),
+            (call("close", till="2"), "closed 2"),
+            (call("done"), "left"),
+        ):
+            result = await env.call(one)
+            assert (result.content, result.step, result.error) == (told, None, None)
+        await env.close()  # Which is no call of `close`, that wants a till.
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize(
+    ("done", "ends"), [(True, True), (np.True_, True), (np.False_, False), ([1], False), ("no", False)]
+)
+def test_only_true_is_done(done, ends):
+    class Tick:
+        def reset(self):
+            self.done = False
+            return "go"
+
+        def tick(self) -> str:
+            """Tick."""
+            self.done = done
+            return "ok"
+
+    async def play():
+        env = await session(Tick)
+        await env.reset({}, 0)
+        assert ((await env.call(call("tick"))).step is not None) is ends
+        await env.close()
+
+    asyncio.run(play())
+
+
+def test_knobs_stand_in_a_mapping_of_their_own():
+    class Knobs(Shop):
+        turnwise: ClassVar = {"max_turns": 5, "forfeit": -1.0, "inline": True}
+
+    spec = make(Knobs)
+    assert (spec.limits.max_turns, spec.forfeit, spec.env_class.inline) == (5, -1.0, True)
+    Knobs.turnwise = {"max_turn": 5}
+    with pytest.raises(
+        EnvSpecError, match=r"Knobs\.turnwise: unknown key 'max_turn'; did you mean 'max_turns'"
+    ):
+        make(Knobs)
+    Knobs.turnwise = 5
+    with pytest.raises(EnvSpecError, match=r"Knobs\.turnwise is a int; it is a mapping of max_turns"):
+        make(Knobs)
+
+
+@pytest.mark.parametrize(
+    "value", [{"a": 1, "b": None}, None, 1.5, True, [1, "a"], ("a", 2), {3}, b"x"], ids=lambda one: str(one)
+)
+def test_what_is_neither_text_nor_blocks_is_told_as_trl_tells_it(value):
+    class Returns:
+        def reset(self):
+            return "go"
+
+        def sync(self):
+            """Return it."""
+            return value
+
+        async def later(self):
+            """Return it later."""
+            return value
+
+    def given():
+        """Return it."""
+        return value
+
+    async def play():
+        for env_class in (adapt(Returns, tools=[function_tool(given)]), conversation([function_tool(given)])):
+            spec = class_spec(env_class, name="returns")
+            env = await spec.open(spec.limits)
+            await env.reset({"prompt": "go"}, 0)
+            for tool in env.tools:
+                assert (await env.call(call(tool.name))).content == str(value)
+            await env.close()
+
+    asyncio.run(play())
+
+
+def test_class_methods_are_no_tools_and_it_is_said(caplog):
+    class Half(Shop):
+        @classmethod
+        def price(cls, item: str) -> str:
+            """Price."""
+            return "1"
+
+    assert "price" not in [tool.schema.name for tool in make(Half).env_class.toolset()]
+    assert "Half: class methods are no tools, as in TRL: price;" in caplog.text
 
 
 def test_classes_that_cannot_work():

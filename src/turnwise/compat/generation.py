@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from turnwise.envs.trl_class import opening
+from turnwise.envs.opening import opening
 from turnwise.errors import ContextOverflowError, PolicyError, RecipeError
 from turnwise.rollout.policies import ModelPolicy
 from turnwise.types import Message, Sampling

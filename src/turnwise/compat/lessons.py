@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from turnwise.chat.base import Renderer
-from turnwise.envs.trl_class import opening
+from turnwise.envs.opening import opening
 from turnwise.errors import TaskError, TemplateError, boundary
 from turnwise.learn.samples import Demonstrations
 from turnwise.types import (

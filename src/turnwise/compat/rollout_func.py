@@ -24,9 +24,10 @@ from typing import Any
 
 from turnwise.compat.generation import SOURCES, Source
 from turnwise.compat.rollouts import Rollout, read_rollouts
-from turnwise.envs.trl_class import opening
+from turnwise.envs.opening import opening
 from turnwise.errors import PolicyError, RecipeError, RolloutError, TaskError, TurnwiseError, boundary
 from turnwise.rollout.arena import Arena
+from turnwise.rollout.columns import Live
 from turnwise.rollout.episode import Sink
 from turnwise.rollout.group import GroupOrder
 from turnwise.rollout.player import Player
@@ -34,7 +35,7 @@ from turnwise.rollout.policies import ModelPolicy
 from turnwise.rollout.policy import Policy
 from turnwise.rollout.record import EpisodeOrder, Record, failure_of
 from turnwise.rollout.scheduler import Scheduler
-from turnwise.rollout.scoring import Live, on_thread, score_siblings
+from turnwise.rollout.scoring import on_thread, score_siblings
 from turnwise.types import Finish, Message, Reply, Sampling, StopReason, Trajectory, TrajectoryGroup
 
 RolloutFunc = Callable[[list[Any], Any], Any]

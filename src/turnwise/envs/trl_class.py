@@ -1,13 +1,15 @@
 """TRL ``environment_factory`` classes, as they are.
 
     class Counter:                                  # no base class, no decorator
+        turnwise = {"max_turns": 8}                 # optional: the knobs of `Env`, `KNOBS`
         def reset(self, **row) -> str | None: ...   # gets the row's columns; returns what to append
         def add(self, n: int) -> str: ...           # public methods are tools
         def get_reward(self) -> float: ...          # or an attribute `reward`; `done = True` ends the episode
 
-The contract is that of ``trl.GRPOTrainer``, with what it leaves out: ``close`` is never a tool and is called,
-``done`` ends the episode, and ``reset`` is given only the columns that it names. Reward functions that TRL
-classes rely on otherwise stand in the recipe under ``rewards``.
+The contract is that of ``trl.GRPOTrainer``, with what it leaves out: ``close()`` is no tool and is called,
+``done`` ends the episode where it is True, and ``reset`` is given only the columns that it names. Of a tool's
+result that is neither text nor content blocks the model is told ``str``. Reward functions that TRL classes
+rely on otherwise stand in the recipe under ``rewards``.
 
 `conversation` is what TRL plays where there is no environment: a row's prompt, and perhaps tools.
 """
@@ -15,24 +17,31 @@ classes rely on otherwise stand in the recipe under ``rewards``.
 from __future__ import annotations
 
 import asyncio
+import difflib
 import inspect
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, ClassVar, get_args
+from functools import partial, wraps
+from typing import Any, ClassVar
+
+import numpy as np
 
 from turnwise.envs.base import Env
-from turnwise.envs.observe import BadResultError, blocks
+from turnwise.envs.observe import blocks
+from turnwise.envs.opening import images_of, opening
 from turnwise.envs.schema import describe_function
 from turnwise.envs.tools import Tool, then
 from turnwise.errors import EnvError, EnvSpecError, boundary
-from turnwise.images import is_image
-from turnwise.types import Content, Message, Role, Step, Task, TextBlock, ToolCall
+from turnwise.types import Step, Task
 
-NOT_TOOLS = ("reset", "get_reward", "close")
+log = logging.getLogger(__name__)
 
-
+NOT_TOOLS = ("reset", "get_reward")
+KNOBS = ("max_turns", "max_tool_calls", "forfeit", "inline", "isolation")
+"""What a class may set of `Env`'s attributes, in a mapping named ``turnwise``: attributes of these names are
+its author's own, who did not know of them."""
 CLOSE_SECONDS = 10.0
 """How long the instance that is only looked at may take to close."""
 
@@ -68,17 +77,16 @@ def adapt(
     namespace = {
         "inner_class": inner,
         "factory": staticmethod(factory),
-        "given_tools": tuple(tools),
+        "given_tools": tuple(map(_as_told, tools)),
         "shown": None if shown is None else staticmethod(shown),
         "reward_name": inner.__name__ if named_reward else None,
         "system": None,
         "__signature__": inspect.signature(factory),
         "__module__": inner.__module__,
         "__doc__": inner.__doc__,
+        **_knobs(inner),
     }
-    for knob in ("max_turns", "max_tool_calls", "forfeit", "inline", "isolation"):
-        if knob in vars(inner):
-            namespace[knob] = vars(inner)[knob]
+    _warn_of_class_methods(inner)
     return type(inner.__name__, (TrlEnv,), namespace)
 
 
@@ -90,7 +98,46 @@ def conversation(tools: Sequence[Tool] = ()) -> type[Env]:
     """
     # Nothing of it blocks but a tool that is no coroutine function.
     inline = all(tool.is_async for tool in tools)
-    return type("Conversation", (Conversation,), {"given_tools": tuple(tools), "inline": inline})
+    return type(
+        "Conversation", (Conversation,), {"given_tools": tuple(map(_as_told, tools)), "inline": inline}
+    )
+
+
+def as_trl_tells(value: Any) -> Any:
+    """A tool's result as TRL shows it to the model: text and blocks, and of all else its ``str``."""
+    shown = blocks(value, text=True)
+    if shown is not None:
+        return shown
+    return value if isinstance(value, str | Step) else str(value)
+
+
+def _knobs(inner: type) -> dict[str, Any]:
+    given = getattr(inner, "turnwise", {})
+    if not isinstance(given, Mapping):
+        raise EnvSpecError(
+            f"{inner.__name__}.turnwise is a {type(given).__name__}; it is a mapping of {', '.join(KNOBS)}"
+        )
+    for name in given:
+        if name not in KNOBS:
+            near = difflib.get_close_matches(str(name), KNOBS, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise EnvSpecError(
+                f"{inner.__name__}.turnwise: unknown key {name!r}; {hint}allowed: {', '.join(KNOBS)}"
+            )
+    return dict(given)
+
+
+def _warn_of_class_methods(inner: type) -> None:
+    found = [
+        name
+        for name in dir(inner)
+        if not name.startswith("_") and isinstance(inspect.getattr_static(inner, name), classmethod)
+    ]
+    if found:
+        log.warning(
+            "%s: class methods are no tools, as in TRL: %s; make them methods if a model shall call them",
+            inner.__name__, ", ".join(found),
+        )  # fmt: skip
 
 
 def _distinct(tools: Sequence[Tool], owner: str) -> Sequence[Tool]:
@@ -117,7 +164,7 @@ class Conversation(Env):
         """The row's prompt."""
         if task.get("prompt") is None:
             raise EnvError("the row has no 'prompt', and there is no environment whose reset returns one")
-        return opening(task["prompt"], None, _images(task))
+        return opening(task["prompt"], None, images_of(task))
 
 
 class TrlEnv(Env):
@@ -141,6 +188,8 @@ class TrlEnv(Env):
             if name.startswith("_") or name in NOT_TOOLS:
                 continue
             static = isinstance(inspect.getattr_static(cls.inner_class, name), staticmethod)
+            if name == "close" and _closes(function, bound=static):
+                continue
             described = describe_function(function, owner=cls.inner_class, method=not static)
             shown = None if cls.shown is None else cls.shown(function)
             tools.append(
@@ -157,8 +206,8 @@ class TrlEnv(Env):
         """Reset with the columns that the class names; its observation joins the row's prompt."""
         returned = self.inner.reset(**_named_columns(self.inner.reset, task))
         if inspect.isawaitable(returned):
-            return then(returned, partial(opening, task.get("prompt"), shown=_images(task)))
-        return opening(task.get("prompt"), returned, _images(task))
+            return then(returned, partial(opening, task.get("prompt"), shown=images_of(task)))
+        return opening(task.get("prompt"), returned, images_of(task))
 
     def reward(self) -> Any:
         """``get_reward()``, or the attribute ``reward``; none where there is neither."""
@@ -172,7 +221,7 @@ class TrlEnv(Env):
     def close(self) -> Any:
         """Close the instance, where it can be closed."""
         close = getattr(self.inner, "close", None)
-        return close() if callable(close) else None
+        return close() if callable(close) and _closes(close) else None
 
 
 def _bind(env: TrlEnv, name: str) -> Callable[..., Any]:
@@ -180,17 +229,30 @@ def _bind(env: TrlEnv, name: str) -> Callable[..., Any]:
     method = getattr(env.inner, name)
 
     def finish(value: Any) -> Any:
-        value = _blocks(value)
-        done = bool(getattr(env.inner, "done", False))
-        return Step(value, terminated=True) if done and not isinstance(value, Step) else value
+        value = as_trl_tells(value)
+        done = getattr(env.inner, "done", False)  # Or a tool, or a list of what is: then it says nothing.
+        ended = isinstance(done, bool | np.bool_) and bool(done)
+        return Step(value, terminated=True) if ended and not isinstance(value, Step) else value
 
+    return _finished(method, finish)
+
+
+def _as_told(tool: Tool) -> Tool:
+    """A function's tool, with its results as TRL shows them."""
+    return replace(tool, bind=lambda env: _finished(tool.bind(env), as_trl_tells))
+
+
+def _finished(method: Callable[..., Any], finish: Callable[[Any], Any]) -> Callable[..., Any]:
+    """The method, with ``finish`` over what it returns."""
     if inspect.iscoroutinefunction(method):
 
+        @wraps(method)
         async def call_async(**arguments: Any) -> Any:
             return finish(await method(**arguments))
 
         return call_async
 
+    @wraps(method)
     def call(**arguments: Any) -> Any:
         value = method(**arguments)
         return then(value, finish) if inspect.isawaitable(value) else finish(value)
@@ -206,108 +268,6 @@ def _named_columns(reset: Callable[..., Any], task: Task) -> dict[str, Any]:
     return {key: value for key, value in task.items() if key in names}
 
 
-def opening(prompt: Any, returned: Any, shown: Sequence[Any] = ()) -> Content | list[Message]:
-    """The first messages: the prompt, with what ``reset`` returned appended to its last one.
-
-    Images of the row's own columns fill the prompt's empty ``{"type": "image"}``; where it is text alone,
-    they stand before the first user's.
-    """
-    said: Any = _blocks(returned)
-    if prompt is None:
-        if said is None:
-            raise EnvError("reset returned None and the row has no 'prompt': the policy is told nothing")
-        return said  # type: ignore[no-any-return]  # checked by the host, as every reset's result is
-    entries = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    messages = [_message(entry) for entry in _illustrated(entries, shown)]
-    if not messages:
-        raise EnvError("the row's 'prompt' is an empty list")
-    if said is not None:
-        last = messages[-1]
-        messages[-1] = Message(role=last.role, content=_joined(last.content, said), name=last.name)
-    return messages
-
-
-def _joined(content: Content, said: Any) -> Content:
-    if isinstance(content, str) and isinstance(said, str):
-        return content + said
-    return (*_as_blocks(content), *_as_blocks(said))
-
-
-def _as_blocks(content: Any) -> tuple[Any, ...]:
-    return (TextBlock(text=content),) if isinstance(content, str) else tuple(content)
-
-
-def _blocks(value: Any) -> Any:
-    """TRL's ``[{"type": "text", "text": …}, {"type": "image", "image": …}]`` as ours; else as it is."""
-    found = blocks(value, text=True)
-    return value if found is None else found
-
-
-def _images(task: Task) -> list[Any]:
-    """The images of a row's columns ``images`` or ``image``."""
-    one, several = task.get("image"), task.get("images")
-    shown = several if several is not None else [] if one is None else [one]
-    return list(shown) if isinstance(shown, list | tuple) and all(map(is_image, shown)) else []
-
-
-def _illustrated(entries: list[Any], shown: Sequence[Any]) -> list[Any]:
-    """A prompt's messages with images where their places are."""
-    plain = all(isinstance(entry, Mapping) and isinstance(entry.get("content"), str) for entry in entries)
-    if shown and plain:
-        first = next((i for i, entry in enumerate(entries) if entry.get("role") == "user"), None)
-        if first is None:
-            raise EnvError("the row has images, and its 'prompt' has no user's message to show them in")
-        parts = [{"type": "image"}] * len(shown) + [{"type": "text", "text": entries[first]["content"]}]
-        entries = [*entries[:first], {**entries[first], "content": parts}, *entries[first + 1 :]]
-    left = list(shown)
-    out, places = [], 0
-    for entry in entries:
-        if isinstance(entry, Mapping) and isinstance(entry.get("content"), list):
-            content = list(entry["content"])
-            for index, part in enumerate(content):
-                if isinstance(part, Mapping) and part.keys() == {"type"} and part["type"] == "image":
-                    places += 1
-                    content[index] = left.pop(0) if left else part
-            entry = {**entry, "content": content}
-        out.append(entry)
-    if places != len(shown):
-        raise EnvError(f"the row has {len(shown)} images, and its 'prompt' has {places} places for them")
-    return out
-
-
-def _message(entry: Any) -> Message:
-    """A chat message written as a mapping, as datasets hold them."""
-    if isinstance(entry, Message):
-        return entry
-    if not isinstance(entry, Mapping) or entry.get("role") not in get_args(Role):
-        raise EnvError(
-            f"the row's 'prompt' holds {entry!r}; expected {{'role': …, 'content': …}} "
-            f"with a role among {', '.join(get_args(Role))}"
-        )
-    calls = []
-    for index, call in enumerate(entry.get("tool_calls") or ()):
-        function = call.get("function", call)
-        calls.append(
-            ToolCall(
-                name=function["name"], arguments=function.get("arguments", {}), id=call.get("id", f"p{index}")
-            )
-        )
-    try:
-        content = _blocks(entry.get("content") or "")
-    except BadResultError as cause:
-        raise EnvError(f"the row's 'prompt' holds {cause}") from cause
-    if not isinstance(content, str | tuple):
-        raise EnvError(f"the row's 'prompt' holds content that is neither text nor text blocks: {content!r}")
-    return Message(
-        role=entry["role"],
-        content=content,
-        tool_calls=tuple(calls),
-        tool_call_id=entry.get("tool_call_id"),
-        name=entry.get("name"),
-        reasoning=entry.get("reasoning_content"),
-    )
-
-
 def _named_reward(value: Any, name: str) -> Any:
     if isinstance(value, Mapping):
         return value
@@ -315,10 +275,22 @@ def _named_reward(value: Any, name: str) -> Any:
     return {name: value}
 
 
+def _closes(close: Callable[..., Any], *, bound: bool = True) -> bool:
+    """Whether ``close`` needs nothing: one that does is a tool, such as ``close(path)``."""
+    try:
+        parameters = list(inspect.signature(close).parameters.values())
+    except ValueError:  # Of a builtin, which has no signature.
+        return True
+    return all(
+        part.default is not part.empty or part.kind in (part.VAR_POSITIONAL, part.VAR_KEYWORD)
+        for part in parameters[0 if bound else 1 :]
+    )
+
+
 def _close(instance: Any) -> None:
     """Close an instance that no episode was played in."""
     close = getattr(instance, "close", None)
-    if not callable(close):
+    if not callable(close) or not _closes(close):
         return
     closing = close()
     if not inspect.isawaitable(closing):

@@ -22,9 +22,9 @@ from typing import Any
 
 from turnwise import errors
 from turnwise.envs import observe
+from turnwise.envs.opening import opening
 from turnwise.envs.session import Limits
 from turnwise.envs.tools import told_malformed, told_unknown
-from turnwise.envs.trl_class import opening
 from turnwise.envs.validate import ArgumentsError, check_arguments
 from turnwise.errors import EnvError, EnvLostError, ScoringError
 from turnwise.openenv.client.balance import Servers

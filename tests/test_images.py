@@ -112,7 +112,7 @@ def test_half_an_image_is_swept_away(tmp_path: Path) -> None:
     red = images.put(picture("red"))
     with run.lock():
         run.append("rl", shown(red))  # type: ignore[arg-type]
-    part = tmp_path / "images/.abc.png.1.part"
+    part = tmp_path / f"images/.{red.sha256}.png.1.part"
     part.write_bytes(b"half")
     with run.lock():
         assert not part.exists()

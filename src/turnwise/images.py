@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 MEMORY = 256 << 20
 """Bytes of image files that are kept in memory."""
+FILES = "[0-9a-f]" * 64 + ".png"
+"""What images are called in a run's directory, as a pattern: others there are somebody else's."""
 _AS_THEY_ARE = ("1", "L", "LA", "P", "RGB", "RGBA")
 """Modes that a PNG holds without loss; others are stored as RGB, which is what models are shown anyway."""
 
@@ -155,9 +157,9 @@ class ImageFolder:
 
     def sweep(self) -> None:
         """Clear away what a killed process left half-written; what it finished is flushed with the next."""
-        for part in self.path.glob(".*.part"):
+        for part in self.path.glob(f".{FILES}.*.part"):
             part.unlink(missing_ok=True)
-        self._loose = sorted(self.path.glob("*.png"))
+        self._loose = sorted(self.path.glob(FILES))
 
 
 def put(image: Image | bytes) -> ImageBlock:

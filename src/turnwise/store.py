@@ -135,12 +135,12 @@ class RunDir:
 
         That is files that this process has not written too: who wrote them may have been killed.
         """
-        for path in (*self.path.glob("*.jsonl"), *(self.path / "trajectories").glob("*.jsonl")):
-            try:
+        try:
+            self._images.flush()
+            for path in (*self.path.glob("*.jsonl"), *(self.path / "trajectories").glob("*.jsonl")):
                 sync_file(path)
-                self._images.flush()
-            except OSError as cause:
-                raise StoreError(f"cannot flush {path}: {cause.strerror}") from cause
+        except OSError as cause:
+            raise StoreError(f"cannot flush {cause.filename or self.path}: {cause.strerror}") from cause
 
     def _writer(self, name: str) -> Journal:
         assert self._lock_fd is not None, "writing to a run needs its lock: with run.lock(): …"

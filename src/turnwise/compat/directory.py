@@ -5,6 +5,9 @@
       recipe.yaml  steps.jsonl  metrics.jsonl  trajectories/  done/     as every run of Turnwise has them
       previous-1/             a run that was there before, when another was begun
 
+The directory may be one that is in use otherwise, the working directory too: what no run wrote stays where it
+is, and what stands where a run has to write is not written over.
+
 A checkpoint is for ``from_pretrained`` and for resuming, and is written whole or not at all. What was played
 after the last one is on disk too, so a resumed run makes those updates again without playing.
 """
@@ -14,12 +17,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from turnwise.checkpoints import Checkpoint, Checkpoints, sweep, whole_directory
 from turnwise.codec import decode_id, parse
 from turnwise.errors import RecipeError, StoreError
+from turnwise.images import FILES, STORE, ImageFolder
 from turnwise.journal import Journal, write_atomic
 from turnwise.store import RunDir
 
@@ -30,11 +34,12 @@ MARK = "turnwise.json"
 STATE = "trainer_state.json"
 EVALUATION = "eval"
 """The stage under which evaluations in between are stored."""
+JOURNALS = ("steps.jsonl", "metrics.jsonl")
 OURS = (
-    "recipe.yaml", "sources.json", "steps.jsonl", "metrics.jsonl", "summary.json", "report.html",
-    "trajectories", "done", "checkpoints", "completions", "images", STATE,
+    "recipe.yaml", "sources.json", *JOURNALS, "summary.json", STATE, "trajectories/*.jsonl", "done/*.json",
+    "checkpoints/*", "completions/completions_*.parquet", f"images/{FILES}",
 )  # fmt: skip
-"""What a run writes into its directory, beside `NUMBERED`."""
+"""What a run writes into its directory, beside `NUMBERED`. (A report is made again by whoever wants it.)"""
 NUMBERED = "checkpoint-"
 
 
@@ -59,6 +64,10 @@ class NumberedCheckpoints(Checkpoints):
                 yield part
             return
         final = self._root / f"{NUMBERED}{self._updates()}"
+        if final.exists() and not (final / MARK).exists():
+            place = new_place(self._root)
+            final.rename(place / final.name)
+            log.warning("%s was made by another program: it is in %s now", final, place)
         try:
             with whole_directory(final) as part:
                 yield part
@@ -99,25 +108,38 @@ class TrainerDir(RunDir):
         self.stage = stage
 
     def set_aside(self) -> Path | None:
-        """Move what a run has left here into a directory of its own, and return that; None if nothing is.
+        """Move what a run has left here into a directory of its own, and return that; None if there was none.
 
         The lock must be held, and nothing written yet.
+
+        Raises:
+            RecipeError: A file that a run has to write is there, and no run has written it.
         """
-        entries = self._entries()
-        if not entries:
+        numbered = [path for path in self.path.glob(f"{NUMBERED}*") if (path / MARK).exists()]
+        if self.recipe() is None and not numbered:
+            taken = [name for name in JOURNALS if (self.path / name).exists()]
+            if taken:
+                raise RecipeError(
+                    f"output_dir: {self.path} holds {' and '.join(taken)}, which no run of Turnwise has "
+                    "written, and which a run writes: choose another directory, or move the file"
+                )
             return None
-        place = self._new_place()
-        for entry in entries:
-            entry.rename(place / entry.name)
+        place = new_place(self.path)
+        for entry in (*numbered, *(path for pattern in OURS for path in sorted(self.path.glob(pattern)))):
+            target = place / entry.relative_to(self.path)
+            target.parent.mkdir(exist_ok=True)
+            entry.rename(target)
+        for folder in {pattern.partition("/")[0] for pattern in OURS if "/" in pattern}:
+            with suppress(OSError):  # It is not there, or holds what is somebody else's.
+                (self.path / folder).rmdir()
+        # Images are found where they are now, and those that the next run names are written anew.
+        STORE.look_in(place / self.images.name)
+        self._images = ImageFolder(self.images)
         log.warning(
             "%s holds a run already: it is in %s now, and this one starts anew. "
             "train(resume_from_checkpoint=True) would go on with it", self.path, place,
         )  # fmt: skip
         return place
-
-    def _entries(self) -> list[Path]:
-        named = [self.path / name for name in OURS]
-        return [path for path in (*named, *sorted(self.path.glob(f"{NUMBERED}*"))) if path.exists()]
 
     def resume(self, which: bool | str | Path) -> Checkpoint | None:
         """Make ready to go on from a checkpoint; what was made after one that is not the last is set aside.
@@ -158,7 +180,7 @@ class TrainerDir(RunDir):
 
     def _go_back(self, step: int) -> None:
         """Forget the steps after this one and what was played for them, which is kept elsewhere."""
-        place = self._new_place()
+        place = new_place(self.path)
         for checkpoint in self.checkpoints(self.stage):
             if checkpoint.step > step:
                 checkpoint.path.rename(place / checkpoint.path.name)
@@ -178,11 +200,13 @@ class TrainerDir(RunDir):
             self.cut_metrics(stage, after=step)
         log.warning("%s goes on after step %d; what came later is in %s", self.path, step, place)
 
-    def _new_place(self) -> Path:
-        taken = [number_of(path) for path in self.path.glob("previous-*")]
-        place = self.path / f"previous-{1 + max(taken, default=0)}"
-        place.mkdir()
-        return place
+
+def new_place(path: Path) -> Path:
+    """A directory of an output directory for what was there before: ``previous-<n>``, made and empty."""
+    taken = [number_of(one) for one in path.glob("previous-*")]
+    place = path / f"previous-{1 + max(taken, default=0)}"
+    place.mkdir()
+    return place
 
 
 def step_of(path: Path, stage: str) -> int | None:

@@ -74,8 +74,9 @@ def test_a_loss_that_is_not_finite_in_one_process_is_refused_in_all(kind: str, m
         ("ddp", "foreign", "MemoryError: there is none left"),
         ("fsdp", "foreign", "MemoryError: there is none left"),
         ("ddp", "ours", "LearnError: this I cannot learn from"),
+        ("fsdp", "ours", "LearnError: this I cannot learn from"),
     ],
-    ids=["ddp", "fsdp", "ddp, ours"],
+    ids=["ddp", "fsdp", "ddp, ours", "fsdp, ours"],
 )
 def test_an_error_in_one_process_is_told_by_the_first_and_ends_the_others(
     kind: str, how: str, said: str, model: Path

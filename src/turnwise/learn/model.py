@@ -65,6 +65,8 @@ class PolicyModel:
         self._whole: Callable[..., Any] = _call
         self.sharded = False
         """Whether the weights are spread over processes, all of which must then take part in each forward."""
+        self.shows_images = False
+        """Whether another process's rows show some: then those without have gradients of the tower too."""
         self.has_dropout = _silence_dropout(self.module)
         """Whether adapters drop some of their inputs in training."""
         self._needs_training_mode = self.has_dropout
@@ -127,6 +129,8 @@ class PolicyModel:
         temperatures_N = None if plain else self._tensor(batch.temperatures_BT).flatten()[loss_L]
         with self.autocast():
             states = self._states(ids_BT, positions, shown).flatten(0, 1)[before_N]
+            if self.shows_images and not shown:
+                states = states + self._sight.nothing()
             return token_logprobs(
                 self._logits, states, targets_N, temperatures_N,
                 chunk=chunk, entropy_gradient=entropy_gradient,
@@ -161,13 +165,15 @@ class PolicyModel:
             frozen = copy.copy(self)
             frozen.module = frozen.causal = copy.deepcopy(self.module).requires_grad_(False)
             frozen._head = None if self._head is None else Head(frozen.causal)
+            frozen._sight = Sight(frozen.causal, self._sight.vision)
             self._frozen = frozen
 
     def shard(self, mesh: Any) -> None:
         """Spread the weights, and the reference's, over the processes of a ``DeviceMesh``, on its devices."""
         for model in (self, self._frozen):
             if model is not None:
-                model._whole, model.sharded = Sharded(model.module, mesh), True
+                model._whole = Sharded(model.module, mesh, together=model._sight.tower)
+                model.sharded = True
                 model.device = next(model.module.parameters()).device
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
+from turnwise.errors import TurnwiseError, said
 from turnwise.learn.batch import pack
 from turnwise.learn.learner import Learner, Metrics
 from turnwise.learn.losses import Loss, LossOutput
@@ -126,10 +127,13 @@ class ParallelLearner(Learner):
                 "an update of %d micro-batches leaves processes idle, of which there are %d: lower "
                 "rows.micro_tokens, or have more samples in an update", len(batches), ranks.count,
             )  # fmt: skip
-        own = super()._backward(batches[ranks.rank :: ranks.count], loss, entropy_gradient)
-        for _ in range(self._idle_turns(len(batches), len(own))):
-            logprobs_N, _ = self.model.logprobs(_nothing(), chunk=1)
-            (0 * logprobs_N.sum()).backward()  # type: ignore[no-untyped-call]
+        shown = any(sample.images for _, batch in batches for sample in batch.samples)
+        self.model.shows_images = self.model.sharded and shown
+        with self._own_share():
+            own = super()._backward(batches[ranks.rank :: ranks.count], loss, entropy_gradient)
+            for _ in range(self._idle_turns(len(batches), len(own))):
+                logprobs_N, _ = self.model.logprobs(_nothing(), chunk=1)
+                (0 * logprobs_N.sum()).backward()  # type: ignore[no-untyped-call]
         return self._dealt(len(batches), [_on_cpu(output) for output in own])
 
     def _clip(self) -> float:
@@ -140,10 +144,21 @@ class ParallelLearner(Learner):
     def _score(self, model: PolicyModel, batches: Sequence[Batch]) -> list[FloatArray]:
         """All micro-batches' logprobs; each is scored by one process."""
         mine = batches[self._ranks.rank :: self._ranks.count]
-        own = super()._score(model, mine)
-        for _ in range(self._idle_turns(len(batches), sum(bool(one.loss_mask_BT.any()) for one in mine))):
-            model.logprobs(_nothing(), chunk=1)
+        with self._own_share():
+            own = super()._score(model, mine)
+            for _ in range(self._idle_turns(len(batches), sum(bool(one.loss_mask_BT.any()) for one in mine))):
+                model.logprobs(_nothing(), chunk=1)
         return self._dealt(len(batches), own)
+
+    @contextmanager
+    def _own_share(self) -> Iterator[None]:
+        """What this process computes; where weights are spread, others wait in the middle of it."""
+        try:
+            yield
+        except TurnwiseError as error:
+            if self.model.sharded:
+                self._ranks.leave(f"process {self._ranks.rank}: {said(error)}")
+            raise
 
     def _idle_turns(self, total: int, own: int) -> int:
         """Forwards of nothing, so that each process takes part in as many: weights are gathered in each."""

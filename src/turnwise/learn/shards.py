@@ -54,14 +54,16 @@ class Sharded(nn.Module):
     Args:
         module: A model of transformers, or a ``PeftModel`` around one, on any device. It is sharded in place.
         mesh: One-dimensional; the weights move to its devices.
+        together: A part that is gathered as one with the rest outside of the layers: a vision tower, whose
+            layers only those processes would gather that have an image.
     """
 
-    def __init__(self, module: nn.Module, mesh: Any) -> None:
+    def __init__(self, module: nn.Module, mesh: Any, *, together: nn.Module | None = None) -> None:
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
         super().__init__()
         self.module = module
-        for layer in _layers(module):
+        for layer in _layers(module, without=together):
             fully_shard(layer, mesh=mesh)
         fully_shard(self, mesh=mesh, reshard_after_forward=True)
         for part in self.modules():
@@ -75,7 +77,8 @@ class Sharded(nn.Module):
         return function(*args, **kwargs)
 
 
-def _layers(module: nn.Module) -> list[nn.Module]:
+def _layers(module: nn.Module, *, without: nn.Module | None) -> list[nn.Module]:
     """The blocks that the model's author says must not be split."""
+    left_out = set() if without is None else set(without.modules())
     names = {name for part in module.modules() for name in getattr(part, "_no_split_modules", None) or ()}
-    return [part for part in module.modules() if type(part).__name__ in names]
+    return [part for part in module.modules() if type(part).__name__ in names and part not in left_out]

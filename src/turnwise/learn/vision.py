@@ -30,7 +30,7 @@ class Sight:
     """
 
     def __init__(self, model: Any, vision: Vision | None) -> None:
-        self._vision = vision
+        self.vision = vision
         self.tower: Any = getattr(model.base_model, "visual", None) if _fits(model) else None
         """Of models that see."""
         self.muted: int | None = model.config.image_token_id if self.tower is not None else None
@@ -55,23 +55,30 @@ class Sight:
         axes_4BT = np.broadcast_to(batch.positions_BT, (4, *batch.positions_BT.shape)).astype(np.int64)
         pixels = []
         for document, sample in enumerate(batch.samples):
-            if self._vision is None:
+            if self.vision is None:
                 raise LearnError(
                     f"trajectory {sample.trajectory_id} has images, and the learner was given no image "
                     "processor: train a vision-language model with its processor"
                 )
             try:
-                placed = self._vision.place(sample.token_ids_T, sample.images)
-                pixels += [self._vision.pixels(sha256) for sha256 in sample.images]
+                placed = self.vision.place(sample.token_ids_T, sample.images)
+                pixels += [self.vision.pixels(sha256) for sha256 in sample.images]
             except (ImageError, StoreError) as cause:
                 raise LearnError(f"trajectory {sample.trajectory_id}: {cause}") from cause
             row, start = np.argwhere(batch.documents_BT == document)[0]
             length = batch.documents_BT.shape[1] - start
-            axes_4BT[1:, row, start:] = positions(length, placed, self._vision.merge)
+            axes_4BT[1:, row, start:] = positions(length, placed, self.vision.merge)
         patches = torch.from_numpy(np.concatenate([one.patches for one in pixels]))
         grids = torch.tensor([one.grid for one in pixels])
         shown = {"pixel_values": patches.to(device), "image_grid_thw": grids.to(device)}
         return torch.from_numpy(axes_4BT).to(device), shown
+
+    def nothing(self) -> Tensor:
+        """0, made of every weight of the tower that is trained: their gradients are 0, and not missing."""
+        weights = [weight for weight in self.tower.parameters() if weight.requires_grad]
+        return (
+            torch.stack([0 * weight.flatten()[0] for weight in weights]).sum() if weights else torch.zeros(())
+        )
 
 
 def _fits(model: Any) -> bool:

@@ -60,7 +60,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         name="learned_with_text_positions",
         why="the learner reads images as a line of patches",
         file="learn/vision.py",
-        old="            axes_4BT[1:, row, start:] = positions(length, placed, self._vision.merge)\n",
+        old="            axes_4BT[1:, row, start:] = positions(length, placed, self.vision.merge)\n",
         new="",
         tests=(LEARNER + "test_logprobs_are_the_plain_module_s[packing0-qwen3_vl]",),
     ),

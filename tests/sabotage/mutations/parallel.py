@@ -29,7 +29,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         file="learn/parallel.py",
         old="own = super()._backward(batches[ranks.rank :: ranks.count], loss, entropy_gradient)",
         new="mine = [batch for _, batch in batches[ranks.rank :: ranks.count]]\n"
-        "        own = super()._backward(list(enumerate(mine)), loss, entropy_gradient)",
+        "            own = super()._backward(list(enumerate(mine)), loss, entropy_gradient)",
         tests=(f"{_ONE}[ddp-2-lora, dropout, kl and entropy]",),
     ),
     Mutation(
@@ -39,6 +39,22 @@ MUTATIONS: tuple[Mutation, ...] = (
         old="parameter.grad = replicate(parameter.grad)",
         new="pass",
         tests=(f"{_ONE}[fsdp-2-muon]",),
+    ),
+    Mutation(
+        name="tower_gathered_by_layer",
+        why="a process whose rows show no image takes no part in gathering the vision tower",
+        file="learn/model.py",
+        old="together=model._sight.tower",
+        new="together=None",
+        tests=("tests/learn/test_parallel_vision.py::test_updates_are_those_of_one_process[fsdp-qwen3_vl]",),
+    ),
+    Mutation(
+        name="tower_without_gradients_where_nothing_is_shown",
+        why="gradients of the vision tower are summed by some of the processes",
+        file="learn/model.py",
+        old="if self.shows_images and not shown:",
+        new="if False:",
+        tests=("tests/learn/test_parallel_vision.py::test_updates_are_those_of_one_process[fsdp-qwen3_vl]",),
     ),
     Mutation(
         name="errors_of_others_unheard",

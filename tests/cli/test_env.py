@@ -173,7 +173,7 @@ def test_list_names_the_library_and_the_datasets():
 
 
 def test_a_new_environment_passes_its_check_and_its_test(tmp_path):
-    code, out = run("new", "web_shop", "--dir", str(tmp_path))
+    code, out = run("new", "web_shop", "--file", "--dir", str(tmp_path))
     assert code == 0 and "WebShop" in out
     code, out = run("check", f"{tmp_path / 'web_shop.py'}:WebShop")
     assert (code, out.splitlines()[-1]) == (0, "ready to train on")
@@ -181,7 +181,7 @@ def test_a_new_environment_passes_its_check_and_its_test(tmp_path):
     done = subprocess.run(tests, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert "2 passed" in done.stdout, done.stdout
     with pytest.raises(EnvSpecError, match="is there already"):
-        run("new", "web_shop", "--dir", str(tmp_path))
+        run("new", "web_shop", "--file", "--dir", str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["WebShop", "2shop", "class", "web-shop"])

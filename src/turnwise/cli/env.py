@@ -1,6 +1,6 @@
 """``turnwise env``: make, list, check, play and serve environments.
 
-turnwise env new shop                              # shop.py and test_shop.py, ready to be changed
+turnwise env new shop                              # a small one to start from, ready to be changed
 turnwise env list                                  # what there is
 turnwise env check shop.py:Shop                    # what would spoil a run
 turnwise env play catch --arg rows=6 --teacher     # by hand
@@ -37,16 +37,23 @@ Args = Annotated[
 def new(
     name: Annotated[str, typer.Argument(help="Its name in snake_case, such as web_shop.")],
     directory: Annotated[Path, typer.Option("--dir", help="Where to write it.")] = Path("."),
+    file: Annotated[
+        bool, typer.Option("--file", help="One file and its test, without the package around them.")
+    ] = False,
 ) -> None:
-    """Write a small environment and its test, ready to be changed."""
+    """Write a small environment, ready to be changed: Turnwise trains on it, OpenEnv serves it."""
     from turnwise.cli.env_new import scaffold
 
-    written, class_name = scaffold(name, directory)
+    written, class_name = scaffold(name, directory, package=not file)
     for path in written:
         typer.echo(f"wrote {path}")
     typer.echo(f"\nnext:  turnwise env check {written[0]}:{class_name}")
     typer.echo(f"       turnwise env play {written[0]}:{class_name} --teacher")
     typer.echo(f"       pytest {written[1]}")
+    if not file:
+        folder = written[0].parent
+        typer.echo(f"       turnwise env validate {folder}")
+        typer.echo(f"       turnwise env push {folder} --repo-id ORG/{name}")
 
 
 @app.command("list")

@@ -1,4 +1,4 @@
-"""``turnwise env new``: a small environment that is complete, and its test."""
+"""``turnwise env new``: a small environment that is complete, its test, and the package around them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from turnwise.errors import EnvSpecError
 
 ENVIRONMENT = '''"""{title}: say what a basket of things costs.
 
-    turnwise env check {name}.py:{class_name}
-    turnwise env play {name}.py:{class_name} --teacher
+    turnwise env check {module}.py:{class_name}
+    turnwise env play {module}.py:{class_name} --teacher
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ from pathlib import Path
 from turnwise.envs.check import check
 from turnwise.envs.registry import make
 
-SPEC = f"{{Path(__file__).parent / '{name}.py'}}:{class_name}"
+SPEC = f"{{Path(__file__).parent{up} / '{module}.py'}}:{class_name}"
 
 
 def test_nothing_would_spoil_a_run():
@@ -104,12 +104,20 @@ TAKEN = frozenset({"Env", "Message", "Sequence", "Step", "ToolCall"})
 """Names that the environment's file imports."""
 
 
-def scaffold(name: str, directory: Path) -> tuple[list[Path], str]:
-    """Write ``<name>.py`` and ``test_<name>.py``; returns their paths and the class's name.
+def scaffold(name: str, directory: Path, *, package: bool = True) -> tuple[list[Path], str]:
+    """Write an environment; returns the paths of what was written, its own first, and its class's name.
+
+    Args:
+        name: In snake_case.
+        directory: Where to write it.
+        package: Into a folder ``<name>`` that is an OpenEnv package too; else ``<name>.py`` and
+            ``test_<name>.py`` alone.
 
     Raises:
         EnvSpecError: The name cannot be a module's, or a file is there already.
     """
+    from turnwise.openenv.scaffold import package_files
+
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise EnvSpecError(
             f"{name!r} cannot name a module: use lower-case letters, digits and _, as in web_shop"
@@ -120,15 +128,23 @@ def scaffold(name: str, directory: Path) -> tuple[list[Path], str]:
             f"{name!r} would name the class {class_name}, which means something else in that file; "
             f"choose another name, such as my_{name}"
         )
-    files = {
-        directory / f"{name}.py": ENVIRONMENT,
-        directory / f"test_{name}.py": TEST,
+    module = "environment" if package else name
+    up = ".parent" if package else ""
+    words = {
+        "module": module,
+        "class_name": class_name,
+        "title": name.replace("_", " ").capitalize(),
+        "up": up,
     }
-    for path in files:
+    test = f"tests/test_{name}.py" if package else f"test_{name}.py"
+    texts = {f"{module}.py": ENVIRONMENT.format(**words), test: TEST.format(**words)}
+    if package:
+        directory = directory / name
+        texts |= package_files(name, class_name)
+    for path in [directory] if package else [directory / path for path in texts]:
         if path.exists():
             raise EnvSpecError(f"{path} is there already; choose another name or remove it")
-    directory.mkdir(parents=True, exist_ok=True)
-    title = name.replace("_", " ").capitalize()
-    for path, text in files.items():
-        path.write_text(text.format(name=name, class_name=class_name, title=title), encoding="utf-8")
-    return list(files), class_name
+    for path, text in texts.items():
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        (directory / path).write_text(text, encoding="utf-8")
+    return [directory / path for path in texts], class_name

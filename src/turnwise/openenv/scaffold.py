@@ -1,0 +1,244 @@
+"""The files around an environment that make its folder an OpenEnv package, as `openenv validate` has it.
+
+The environment itself is a `turnwise.envs.base.Env` in ``environment.py``; what is here serves it, calls it
+and describes it to Docker, to uv and to a Hugging Face Space.
+"""
+
+from __future__ import annotations
+
+INIT = '''"""{title}: a Turnwise environment and its OpenEnv client."""
+
+from .client import {class_name}Env
+from .environment import {class_name}
+from .models import {class_name}Action, {class_name}Observation
+
+__all__ = ["{class_name}", "{class_name}Action", "{class_name}Env", "{class_name}Observation"]
+'''
+
+CLIENT = '''"""A client of the server, wherever it runs.
+
+    with {class_name}Env("http://127.0.0.1:8000").sync() as env:
+        print(env.reset(seed=3).observation.text)
+        print(env.call_tool("price", item="tea"))
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from turnwise.openenv import MCPToolClient, StepResult
+
+try:
+    from .models import {class_name}Observation
+except ImportError:  # run from this folder, without being installed
+    from models import {class_name}Observation
+
+
+class {class_name}Env(MCPToolClient):
+    """Resets, lists the tools and calls them; every call is a step of the episode."""
+
+    def _parse_result(self, payload: dict[str, Any]) -> StepResult[Any]:
+        if "text" not in payload["observation"]:
+            return super()._parse_result(payload)  # a tool's answer
+        done, reward = payload["done"], payload["reward"]
+        observation = {class_name}Observation(**payload["observation"], done=done, reward=reward)
+        return StepResult(observation=observation, reward=reward, done=done)
+'''
+
+MODELS = '''"""What goes over the wire: a tool call, its answer, and what the policy is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from turnwise.openenv import CallToolAction, Observation
+
+{class_name}Action = CallToolAction
+
+
+class {class_name}Observation(Observation):
+    """What a reset, or a reply without a tool call, is answered with."""
+
+    text: str
+    """What the policy sees."""
+    messages: list[dict[str, Any]] = Field(default_factory=list)
+    """The same as messages of a conversation."""
+'''
+
+APP = '''"""The environment as a server: `python -m server.app`, or `uvicorn server.app:app`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+import uvicorn
+
+from turnwise.openenv.hosted import hosted
+from turnwise.openenv.server.app import create_server_app, uvicorn_config
+from turnwise.openenv.server.settings import Settings
+
+try:
+    from ..environment import {class_name}
+except ImportError:  # run from the package's folder, without being installed
+    from environment import {class_name}
+
+app = create_server_app(
+    hosted({class_name}),
+    settings=Settings(token=os.environ.get("TURNWISE_TOKEN") or None),  # None lets everybody in
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Serve {title}.")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
+    parser.add_argument("--port", type=int, default=8000)
+    given = parser.parse_args()
+    uvicorn.Server(uvicorn_config(app, host=given.host, port=given.port)).run()
+
+
+if __name__ == "__main__":
+    main()
+'''
+
+DOCKERFILE = """\
+# docker build -t {name}-env -f server/Dockerfile .
+FROM python:3.11-slim
+
+# Spaces run containers as user 1000.
+RUN pip install --no-cache-dir uv && useradd --create-home --uid 1000 user
+USER user
+WORKDIR /home/user/{name}
+COPY --chown=user . .
+RUN uv sync --no-dev --no-cache
+ENV PATH="/home/user/{name}/.venv/bin:$PATH"
+
+EXPOSE 8000
+HEALTHCHECK --interval=30s --timeout=5s --start-period=20s CMD \\
+    ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
+CMD ["python", "-m", "server.app", "--host", "0.0.0.0"]
+"""
+
+PYPROJECT = """\
+[build-system]
+requires = ["setuptools>=64"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "openenv-{dashed}"
+version = "0.1.0"
+description = "{title}, an environment for Turnwise and OpenEnv"
+requires-python = ">=3.11"
+dependencies = [
+  "openenv-core>=0.3.0",  # `openenv validate` asks for it; nothing here imports it
+  "turnwise",
+]
+
+[dependency-groups]
+dev = ["pytest>=8"]
+
+[project.scripts]
+server = "{name}.server.app:main"
+
+[tool.setuptools]
+packages = ["{name}", "{name}.server"]
+package-dir = {{ "{name}" = ".", "{name}.server" = "server" }}
+
+[tool.uv]
+# A server trains nothing: what Turnwise needs for that alone is left out of its image.
+override-dependencies = [
+  "huggingface-hub; python_version < '0'",
+  "openenv-core; python_version < '0'",
+  "peft; python_version < '0'",
+  "safetensors; python_version < '0'",
+  "tokenizers; python_version < '0'",
+  "torch; python_version < '0'",
+  "transformers; python_version < '0'",
+]
+"""
+
+LOCK = """\
+# Nothing is locked yet: `uv lock` writes the versions, and so does the first `uv sync`.
+version = 1
+requires-python = ">=3.11"
+"""
+
+README = """\
+---
+title: {title}
+emoji: 🧺
+colorFrom: blue
+colorTo: green
+sdk: docker
+app_port: 8000
+base_path: /web
+pinned: false
+tags:
+  - openenv
+  - turnwise
+---
+
+# {title}
+
+A [Turnwise](https://pypi.org/project/turnwise/) environment that speaks [OpenEnv](https://pypi.org/project/openenv-core/).
+
+    turnwise env check environment.py:{class_name}     # what would spoil a training run
+    turnwise env play environment.py:{class_name}      # by hand, in the terminal
+    python -m server.app                       # http://127.0.0.1:8000, its page at /web
+    turnwise env validate .                    # what others would see of the server
+    turnwise env push . --repo-id ORG/{name}   # as a Hugging Face Space
+
+Train on it as `env: environment.py:{class_name}` or, from another machine, by its address:
+`env: https://ORG-{dashed}.hf.space`. Or play on it:
+
+```python
+from {name} import {class_name}Env
+
+with {class_name}Env("http://127.0.0.1:8000").sync() as env:
+    print(env.reset(seed=3).observation.text)
+    print(env.call_tool("price", item="tea"))
+```
+
+Everybody may play on a public Space; set its secret `TURNWISE_TOKEN`, and only who sends it may.
+"""
+
+MANIFEST = """\
+spec_version: 1
+name: {name}
+type: space
+runtime: fastapi
+app: server.app:app
+port: 8000
+"""
+
+SERVER_INIT = '"""Serves the environment."""\n'
+DOCKERIGNORE = ".git\n.venv\n**/__pycache__\ntests\n"
+
+FILES = {
+    "__init__.py": INIT,
+    "client.py": CLIENT,
+    "models.py": MODELS,
+    "server/__init__.py": SERVER_INIT,
+    "server/app.py": APP,
+    "server/Dockerfile": DOCKERFILE,
+    "openenv.yaml": MANIFEST,
+    "pyproject.toml": PYPROJECT,
+    "uv.lock": LOCK,
+    "README.md": README,
+    ".dockerignore": DOCKERIGNORE,
+}
+"""Path in the package → template."""
+
+
+def package_files(name: str, class_name: str) -> dict[str, str]:
+    """Path → text of what stands around ``environment.py``.
+
+    Args:
+        name: The package's, in snake_case: ``web_shop``.
+        class_name: The environment's: ``WebShop``.
+    """
+    title = name.replace("_", " ").capitalize()
+    words = {"name": name, "class_name": class_name, "title": title, "dashed": name.replace("_", "-")}
+    return {path: template.format(**words) for path, template in FILES.items()}

@@ -155,7 +155,7 @@ def details(error_: ActionError) -> Sequence[Mapping[str, Any]]:
     """Where an action is wrong, as pydantic lists it: of the model's own errors where one refused it."""
     if isinstance(error_.__cause__, ValidationError):
         found = error_.__cause__.errors(include_url=False, include_context=False)
-        return [{**one, "input": _shown(one.get("input"))} for one in found]
+        return [{**one, "input": shown(one.get("input"))} for one in found]
     return [{"type": "value_error", "loc": ["data"], "msg": str(error_)}]
 
 
@@ -209,7 +209,8 @@ def _kind(value: Any) -> str:
     return "nothing" if value is None else type(value).__name__
 
 
-def _shown(value: Any) -> Any:
+def shown(value: Any) -> Any:
+    """What a client sent, as it is told back: whole where it is short."""
     try:
         return value if len(orjson.dumps(value)) <= 1000 else f"{str(value)[:200]}…"
     except (TypeError, ValueError):

@@ -12,13 +12,14 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.routing import Route, WebSocketRoute
 
 from turnwise.errors import TurnwiseError
 from turnwise.openenv.page import page_routes
 from turnwise.openenv.served import Served
 from turnwise.openenv.server.access import Access
-from turnwise.openenv.server.http import about_router, control_router, failed
+from turnwise.openenv.server.http import about_router, control_router, failed, invalid
 from turnwise.openenv.server.mcp import Mcp, McpSocket
 from turnwise.openenv.server.sessions import Sessions
 from turnwise.openenv.server.settings import Settings
@@ -55,6 +56,7 @@ def add_routes(app: FastAPI, served: Served, settings: Settings) -> None:
     app.router.lifespan_context = lifespan
     app.state.sessions = sessions
     app.add_middleware(Access, settings=settings)
+    app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(TurnwiseError, failed)
     app.add_exception_handler(Exception, failed)
     mcp = Mcp(sessions)

@@ -14,8 +14,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any
+from urllib.parse import quote, unquote
 
 from fastapi import APIRouter, Body, Cookie, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 
 from turnwise.errors import ActionError, EnvError, TurnwiseError, message_of
@@ -186,12 +188,13 @@ def control_router(sessions: Sessions) -> APIRouter:
         request: Annotated[ResetRequest, Body(default_factory=ResetRequest)], cookie: SessionCookie = None
     ) -> Response:
         data = request.model_dump(exclude_unset=True)
-        key = request.episode_id or (cookie if held.has(cookie) else None) or uuid.uuid4().hex
+        known = _from_cookie(cookie)
+        key = request.episode_id or (known if held.has(known) else None) or uuid.uuid4().hex
         live = await held.make(key, draft=request.episode_id is None)
         async with held.turn(live) as session:
             answer = await session.reset(data)
         response = _json(wire.body(answer))
-        response.set_cookie(COOKIE, key, httponly=True, samesite="strict")
+        response.set_cookie(COOKIE, _as_cookie(key), httponly=True, samesite="strict")
         return response
 
     @router.post("/step", response_model=StepResponse, responses=_FAILURES, summary="Act")
@@ -199,7 +202,7 @@ def control_router(sessions: Sessions) -> APIRouter:
         if request.model_extra:
             extra = ", ".join(request.model_extra)[:200]
             raise ActionError(f"/step takes action, timeout_s, episode_id and request_id; found {extra}")
-        async with found(request.episode_id or cookie) as session:
+        async with found(request.episode_id or _from_cookie(cookie)) as session:
             answer = await session.step(request.action, seconds=request.timeout_s)
         response = _json(wire.body(answer))
         if request.request_id is not None:
@@ -210,7 +213,7 @@ def control_router(sessions: Sessions) -> APIRouter:
     async def state(
         episode_id: Annotated[str | None, Query(max_length=255)] = None, cookie: SessionCookie = None
     ) -> Response:
-        async with found(episode_id or cookie) as session:
+        async with found(episode_id or _from_cookie(cookie)) as session:
             return _json(await session.state())
 
     return router
@@ -247,6 +250,24 @@ async def failed(_: Request, error: Exception) -> Response:
         return response
     kind = type(error).__name__ if isinstance(error, TurnwiseError) else EnvError.__name__
     return _json({"detail": message_of(error), "kind": kind}, 500)
+
+
+async def invalid(_: Request, error: Exception) -> Response:
+    """The response to what a request's model refuses; FastAPI's own would fail on a body that is no text."""
+    assert isinstance(error, RequestValidationError)
+    found = [
+        {"type": one["type"], "loc": one["loc"], "msg": one["msg"], "input": wire.shown(one.get("input"))}
+        for one in error.errors()
+    ]
+    return _json({"detail": found}, 422)
+
+
+def _as_cookie(key: str) -> str:
+    return quote(key, safe="", errors="surrogatepass")  # Clients choose it, in any alphabet.
+
+
+def _from_cookie(cookie: str | None) -> str | None:
+    return None if cookie is None else unquote(cookie, errors="surrogatepass")
 
 
 def _json(value: Mapping[str, Any], status: int = 200) -> Response:

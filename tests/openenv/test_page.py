@@ -1,4 +1,4 @@
-"""The page at /web in Chromium: episodes by hand on real servers, of Turnwise's environments and of OpenEnv's."""
+"""The page at /web in Chromium: episodes by hand on real servers, environments of ours and OpenEnv's."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class RangeRequest(SplitRequest):
 
 def task_router(served: Served) -> APIRouter:
     """The routes; to be included last, as ``{env_name}`` matches any name."""
-    router = APIRouter(tags=["Task API"])
+    router = APIRouter(tags=["Task API"], responses=_FAILURES)
 
     def named(env_name: str) -> None:
         if env_name.lower() != served.name.lower():
@@ -109,3 +109,10 @@ def _task(split: str, index: int, row: Any) -> dict[str, Any]:
 
 def _json(value: Any) -> Response:
     return Response(wire.dump(value), media_type="application/json")
+
+
+_FAILURES: dict[int | str, dict[str, Any]] = {
+    400: {"description": "No such split, or no such row"},
+    404: {"description": "No such environment"},
+    501: {"description": "The environment has no tasks"},
+}

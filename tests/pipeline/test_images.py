@@ -12,25 +12,30 @@ import pytest
 import torch
 from tests.end_to_end.tiny import Child, Trap, play
 from tests.pipeline import gallery
+from tests.support.tokenizers import tiny_tokenizer
 from tests.support.vision import ending, vl_model, vl_processing, vl_renderer
 
 from turnwise import images
 from turnwise.chat.vision import hashes_of
 from turnwise.config import BatchConfig, EnvConfig, ModelConfig, OptimizerConfig, Recipe
+from turnwise.engines.scripted import ScriptedEngine
 from turnwise.engines.transformers import TransformersEngine
+from turnwise.envs import Env, tool
 from turnwise.envs.registry import make
 from turnwise.learn.learner import Learner
 from turnwise.learn.losses.cross_entropy import cross_entropy
-from turnwise.learn.model import load_model
+from turnwise.learn.model import PolicyModel, load_model
 from turnwise.learn.normalise import weigh
 from turnwise.learn.samples import Demonstrations
+from turnwise.pipeline.rl import _with_old_logprobs
+from turnwise.pipeline.updates import Update
 from turnwise.rollout.arena import Arena
 from turnwise.rollout.play import play_all
 from turnwise.rollout.policies import ModelPolicy, ScriptedPolicy
 from turnwise.rollout.policy import Context
 from turnwise.rollout.record import EpisodeOrder
 from turnwise.store import RunDir
-from turnwise.types import ImageBlock, Message, Sampling, StopReason, ToolCall, Trajectory
+from turnwise.types import ImageBlock, Message, Sample, Sampling, StopReason, Task, ToolCall, Trajectory
 
 HERE = "tests.pipeline.gallery"
 
@@ -181,3 +186,70 @@ def test_a_policy_learns_to_see(tmp_path: Path) -> None:
         assert one.rewards["reward"].value == 1.0 and one.rewards["colored"].value == 1.0
         logprobs = np.concatenate([turn.logprobs for turn in one.turns if turn.logprobs is not None])
         assert len(logprobs) == one.sampled_tokens
+
+
+class Crop(Env):
+    """Shows a part of its picture: of whatever shape the policy asks for."""
+
+    inline = True
+
+    def reset(self, task: Task) -> str:
+        return "Look."
+
+    @tool
+    def crop(self, width: int, height: int) -> list[Any]:
+        """Show a part."""
+        return [{"type": "image", "image": gallery.square("red", (width, height))}]
+
+    def reward(self) -> float:
+        return 0.5
+
+
+async def finished(
+    orders: list[EpisodeOrder], arenas: dict[str, Arena], policy: ModelPolicy
+) -> list[Trajectory]:
+    playing = play_all(
+        orders, arenas=arenas, policy=policy, sampling=Sampling(max_tokens=200), sink=lambda _: None
+    )
+    return [one async for one in playing]
+
+
+def test_a_picture_that_the_processor_refuses_is_the_policy_s_doing() -> None:
+    renderer = vl_renderer()
+    call = ToolCall(name="crop", arguments={"width": 1, "height": 400})
+    engine = ScriptedEngine(lambda _: renderer.reply(Message.assistant("", call)))
+    arena = Arena.of("crop", make(Crop), EnvConfig())
+    order = EpisodeOrder(id="rl/0/crop/0/s0", group_id="rl/0/crop/0", env="crop", seed=1, task={})
+    policy = ModelPolicy(engine, renderer)
+    (one,) = asyncio.run(finished([order], {"crop": arena}, policy))
+    assert one.stop_reason is StopReason.FORFEITED and not one.stop_reason.failed
+    assert one.error is not None and "1 × 400 pixels" in one.error.message
+    assert one.reward is not None
+
+
+def test_segments_of_the_same_ids_and_other_images_have_logprobs_of_their_own() -> None:
+    renderer = vl_renderer()
+    rows = []
+    for color in ("red", "blue"):
+        prompt = renderer.prompt([Message.user((images.put(gallery.square(color)),))], ())
+        ids = np.array([*prompt.ids, 50, 60], dtype=np.int32)
+        mask = np.arange(len(ids)) >= len(prompt.ids)
+        zeros = np.zeros(len(ids), dtype=np.float32)
+        rows.append(
+            Sample(
+                token_ids_T=ids, loss_mask_T=mask, logprobs_T=zeros, advantages_T=zeros + 1,
+                weights_T=zeros + 1, versions_T=np.full(len(ids), -1, dtype=np.int32), trajectory_id="t",
+                group_id="g", env="e", images=tuple(prompt.images),
+            )
+        )  # fmt: skip
+    np.testing.assert_array_equal(rows[0].token_ids_T, rows[1].token_ids_T)
+    learner = Learner(
+        PolicyModel(vl_model(), vision=renderer.vision), tiny_tokenizer(), optimizer=OptimizerConfig(),
+        rows=BatchConfig(), total_steps=1,
+    )  # fmt: skip
+    (update,) = _with_old_logprobs(learner, [Update(samples=tuple(rows), left_out=0, credit={})])
+    wanted = learner.logprobs(rows)
+    assert not np.allclose(wanted[0], wanted[1])
+    for one, logprobs in zip(update.samples, wanted, strict=True):
+        assert one.old_logprobs_T is not None
+        np.testing.assert_allclose(one.old_logprobs_T, logprobs, atol=1e-5)

@@ -119,7 +119,9 @@ async def _train(
                 _learn, learner, selection.groups, config, run.recipe.seed, step, run.given.watcher
             )
             updated = time.monotonic()
-            await policy.engine.load_weights(learner.publish(), learner.version)
+            # On a thread, for with weights that are spread over processes it gathers them.
+            weights = await asyncio.to_thread(learner.publish)
+            await policy.engine.load_weights(weights, learner.version)
             published = time.monotonic()
             metrics = {
                 **_step_metrics(learned, groups, selection, record, version=version, learner=learner),
@@ -201,8 +203,9 @@ def _with_old_logprobs(learner: Learner, updates: Sequence[Update]) -> list[Upda
     Each row is scored once, in however many updates it is.
     """
 
-    def row(sample: Sample) -> tuple[str, bytes]:
-        return sample.trajectory_id, sample.token_ids_T.tobytes()
+    def row(sample: Sample) -> tuple[str, bytes, tuple[str, ...]]:
+        # Segments may differ in their images alone: those of one size have the same placeholders.
+        return sample.trajectory_id, sample.token_ids_T.tobytes(), sample.images
 
     rows = {row(sample): sample for update in updates for sample in update.samples}
     old = dict(zip(rows, learner.logprobs(list(rows.values())), strict=True))

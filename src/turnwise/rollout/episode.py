@@ -34,6 +34,7 @@ from turnwise.errors import (
     EnvError,
     EnvHungError,
     EnvLostError,
+    ImageError,
     PolicyError,
     ScoringError,
     TemplateError,
@@ -167,8 +168,8 @@ class _Episode:
             advice = f"{error}; raise max_context (of the limits or of the engine), or leave this task out"
             self.record.error = replace(self.record.error, message=advice)
             return stop
-        except TemplateError as error:
-            # A conversation that the template refuses: the policy's own replies are part of it.
+        except (ImageError, TemplateError) as error:
+            # What the template or the processor refuses: the policy's own replies, and what it had drawn.
             return self._blamed(StopReason.POLICY_FAILED, error)
         except TurnwiseError as error:
             return self._failed(StopReason.POLICY_FAILED, error)

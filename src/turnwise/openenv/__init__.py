@@ -1,7 +1,7 @@
 """OpenEnv's protocol, both ways: any environment as a server, any server as an environment.
 
     from turnwise.openenv import Action, Environment, Observation, State      # in place of openenv.core
-    from turnwise.openenv import EnvClient, MCPToolClient, StepResult
+    from turnwise.openenv import EnvClient, MCPToolClient, StepResult, create_app
 
 Nothing here needs ``openenv-core``. `turnwise.openenv.served` says what a server hosts,
 `turnwise.openenv.server` serves it, `turnwise.openenv.client` plays on servers, whoever wrote them. Names are
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from turnwise.openenv.client.generic import GenericAction, GenericEnvClient
     from turnwise.openenv.client.mcp_client import MCPToolClient
     from turnwise.openenv.client.sync import SyncEnvClient
-    from turnwise.openenv.environment import Environment, MCPEnvironment
+    from turnwise.openenv.environment import Environment, MCPEnvironment, Transform
     from turnwise.openenv.models import (
         Action,
         CallToolAction,
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from turnwise.openenv.run.docker import LocalDockerProvider
     from turnwise.openenv.run.process import ProcessProvider
     from turnwise.openenv.run.space import SpaceProvider
-    from turnwise.openenv.server.create import create_app
+    from turnwise.openenv.server.create import HTTPEnvServer, create_app, create_fastapi_app
 
 WHERE = {
     "client.env_client": ("EnvClient",),
     "client.generic": ("GenericAction", "GenericEnvClient"),
     "client.mcp_client": ("MCPToolClient",),
     "client.sync": ("SyncEnvClient",),
-    "environment": ("Environment", "MCPEnvironment"),
+    "environment": ("Environment", "MCPEnvironment", "Transform"),
     "models": (
         *("Action", "CallToolAction", "CallToolObservation", "ConcurrencyConfig", "EnvironmentMetadata"),
         *("ListToolsAction", "ListToolsObservation", "Observation", "State", "StepResult"),
@@ -51,7 +51,7 @@ WHERE = {
     "run.docker": ("LocalDockerProvider",),
     "run.process": ("ProcessProvider",),
     "run.space": ("SpaceProvider",),
-    "server.create": ("create_app",),
+    "server.create": ("HTTPEnvServer", "create_app", "create_fastapi_app"),
 }
 """Module → what of it is here."""
 __all__ = [
@@ -64,6 +64,7 @@ __all__ = [
     "EnvironmentMetadata",
     "GenericAction",
     "GenericEnvClient",
+    "HTTPEnvServer",
     "ListToolsAction",
     "ListToolsObservation",
     "LocalDockerProvider",
@@ -78,7 +79,9 @@ __all__ = [
     "Tool",
     "ToolError",
     "ToolErrorType",
+    "Transform",
     "create_app",
+    "create_fastapi_app",
 ]
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import trl
 from transformers import TrainerCallback, get_scheduler
 
 from tests.support.models import tiny_qwen3
 from tests.support.tokenizers import tiny_tokenizer
 from turnwise import GRPOConfig, RLOOConfig, SFTConfig
 from turnwise.compat.fields import Honoured, fields_of
-from turnwise.compat.translate import Plan, rl_recipe, sft_recipe
+from turnwise.compat.translate import NO_DEADLINE, Plan, rl_recipe, sft_recipe
 from turnwise.config import EnvConfig, OptimizerConfig
 from turnwise.errors import RecipeError
 from turnwise.learn.optim import schedule
@@ -103,6 +104,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "rl.rows.micro_tokens": 1536,
         },
     ),
+    "tool_timeout": ({"tool_timeout": 7.0}, {"environments.e.limits.call_seconds": 7.0}),
+    "episode_timeout": ({"episode_timeout": 70.0}, {"environments.e.limits.seconds": 70.0}),
     "max_tool_calling_iterations": (
         {"max_tool_calling_iterations": 3},
         {"environments.e.limits.max_tool_turns": 3},
@@ -334,6 +337,14 @@ def test_limits_are_put_over_an_environments_own() -> None:
     args = GRPOConfig(output_dir="x", max_steps=1, max_completion_length=96)
     config = rl_recipe(args, model_name="m", environments={"e": own}, rows=1).recipe.environments["e"]
     assert (config.reward_weight, config.limits.max_turns, config.limits.max_completion) == (2.0, 3, 96)
+    assert (config.limits.call_seconds, config.limits.seconds) == (300.0, 3600.0)
+    theirs = trl.GRPOConfig(output_dir="x", max_steps=1, use_cpu=True, bf16=False)
+    args = GRPOConfig(output_dir="x", max_steps=1, tool_timeout=None, episode_timeout=None)
+    for one, deadlines in ((theirs, (300.0, 3600.0)), (args, (NO_DEADLINE, NO_DEADLINE))):
+        limits = (
+            rl_recipe(one, model_name="m", environments={"e": own}, rows=1).recipe.environments["e"].limits
+        )
+        assert (limits.call_seconds, limits.seconds) == deadlines
 
 
 # -- schedules ----------------------------------------------------------------------------------------

@@ -117,6 +117,12 @@ class _OnlineArguments(_Arguments):
     use_transformers_continuous_batching: bool = _arg(False, "Play with transformers' own batching.")
     transformers_continuous_batching_config: dict | str | None = _arg(None, "Its settings.")  # type: ignore[type-arg]
     use_transformers_paged: bool = _arg(False, "An older name for transformers' own batching.")
+    tool_timeout: float | None = _arg(
+        300.0, "Turnwise's own: seconds that one call into an environment may take; None for no deadline."
+    )
+    episode_timeout: float | None = _arg(
+        3600.0, "Turnwise's own: seconds that an episode may take; None for no deadline."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -63,13 +63,13 @@ def fields_of(config: type) -> Fields:
     Args:
         config: One of ours, TRL's own, or a class made from one.
     """
-    from turnwise.compat.fields_rl import GRPO, ONLINE, RLOO
+    from turnwise.compat.fields_rl import GRPO, ONLINE, OWN, RLOO
     from turnwise.compat.fields_sft import SFT
     from turnwise.compat.fields_training import TRAINING
 
     tables = {
-        "GRPOConfig": {**TRAINING, **ONLINE, **GRPO},
-        "RLOOConfig": {**TRAINING, **ONLINE, **RLOO},
+        "GRPOConfig": {**TRAINING, **ONLINE, **OWN, **GRPO},
+        "RLOOConfig": {**TRAINING, **ONLINE, **OWN, **RLOO},
         "SFTConfig": {**TRAINING, **SFT},
     }
     for base in config.__mro__:
@@ -139,6 +139,7 @@ def _plain(value: Any) -> Any:
 PARTS = {
     "All trainers: transformers' `TrainingArguments`": ("turnwise.compat.fields_training", "TRAINING"),
     "`GRPOConfig` and `RLOOConfig`": ("turnwise.compat.fields_rl", "ONLINE"),
+    "`GRPOConfig` and `RLOOConfig`: Turnwise's own": ("turnwise.compat.fields_rl", "OWN"),
     "`GRPOConfig` alone": ("turnwise.compat.fields_rl", "GRPO"),
     "`RLOOConfig` alone": ("turnwise.compat.fields_rl", "RLOO"),
     "`SFTConfig`": ("turnwise.compat.fields_sft", "SFT"),

@@ -40,7 +40,10 @@ ONLINE: Fields = {
     "shuffle_dataset": Honoured("the order of TRL's sampler", at="compat"),
     "pad_to_multiple_of": Refused("rows are packed, not padded; leave it out", also=(None, "none", "null")),
     "generation_batch_size": Honoured("`rl.groups`: episodes played at once"),
-    "steps_per_generation": Honoured("`rl.groups`, `rl.minibatches`"),
+    "steps_per_generation": Honoured(
+        "`rl.groups`, `rl.minibatches`; it or `gradient_accumulation_steps` must be a multiple of the other, "
+        "or an update would begin in one generation batch and end in the next"
+    ),
     "temperature": Honoured("`rl.sampling`; logprobs are those at this temperature"),
     "top_p": Honoured("`rl.sampling`, with `rl.correction` for what is cut"),
     "top_k": Honoured("`rl.sampling`, with `rl.correction` for what is cut"),
@@ -93,6 +96,16 @@ ONLINE: Fields = {
     "transformers_continuous_batching_config": Refused(_BATCHING),
     "use_transformers_paged": Refused(_BATCHING, also=(True,)),
 }
+
+OWN: Fields = {
+    "tool_timeout": Honoured(
+        "`limits.call_seconds`: the deadline of each reset, tool and `get_reward`, 300 s; None for none"
+    ),
+    "episode_timeout": Honoured(
+        "`limits.seconds`: an episode that takes longer, 3600 s, is cut short and scored; None for none"
+    ),
+}
+"""That TRL does not have."""
 
 GRPO: Fields = {
     "cast_lm_head_to_fp32": Refused("logits are computed in float32 with bf16=False; leave it out"),

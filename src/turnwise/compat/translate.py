@@ -290,15 +290,26 @@ def _common(args: Any, model_name: str) -> Settings:
     }
 
 
+NO_DEADLINE = 366 * 86_400.0
+"""Seconds: more than a run lasts."""
+
+
 def _limited(args: GRPOConfig | RLOOConfig, config: EnvConfig) -> Settings:
     """An environment with the arguments' limits: TRL's budget counts all that comes after the prompt."""
     limits = {
         "max_completion": args.max_completion_length,
         "max_tool_turns": getattr(args, "max_tool_calling_iterations", None),
+        # TRL's own config has no deadlines.
+        "call_seconds": _deadline(getattr(args, "tool_timeout", 300.0)),
+        "seconds": _deadline(getattr(args, "episode_timeout", 3600.0)),
     }
     settings = config.model_dump(exclude_unset=True)
     own = settings.get("limits", {})
     return settings | {"limits": own | {name: value for name, value in limits.items() if value is not None}}
+
+
+def _deadline(seconds: float | None) -> float:
+    return NO_DEADLINE if seconds is None else seconds
 
 
 SCHEDULES = {

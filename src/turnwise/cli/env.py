@@ -5,6 +5,7 @@ turnwise env list                                  # what there is
 turnwise env check shop.py:Shop                    # what would spoil a run
 turnwise env play catch --arg rows=6 --teacher     # by hand
 turnwise env serve catch --port 8000               # to others, over OpenEnv's protocol
+turnwise env push shop --repo-id org/shop          # as a Hugging Face Space
 """
 
 from __future__ import annotations
@@ -143,6 +144,44 @@ def serve_environment(
         token=chosen_token(host, token),
     )
     serve(spec, args=parse_args(arg or []), host=host, port=port, token=token, settings=settings)
+
+
+@app.command("push")
+def push_environment(
+    folder: Annotated[Path, typer.Argument(help="An OpenEnv package: where openenv.yaml is.")] = Path("."),
+    repo_id: Annotated[
+        str | None, typer.Option("--repo-id", "-r", help="ORG/NAME; yours and the environment's if not said.")
+    ] = None,
+    private: Annotated[
+        bool | None, typer.Option("--private/--public", help="Of a new Space; else as your account has it.")
+    ] = None,
+    var: Annotated[
+        list[str] | None, typer.Option("--var", "-e", help="A variable of the Space, KEY=VALUE.")
+    ] = None,
+    secret: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE, or KEY alone, which is read from the environment.")
+    ] = None,
+    hardware: Annotated[str | None, typer.Option(help="Of a new Space, such as t4-small.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="A pattern of what stays here.")] = None,
+    pull_request: Annotated[bool, typer.Option("--pr", help="Propose it to a Space that is there.")] = False,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Of the commit.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be sent.")] = False,
+) -> None:
+    """Send an OpenEnv package to a Hugging Face Space, which builds and serves it."""
+    from turnwise.cli.env_push import push_and_tell
+
+    push_and_tell(
+        folder,
+        repo_id,
+        private=private,
+        variables=var,
+        secrets=secret,
+        hardware=hardware,
+        exclude=exclude,
+        pull_request=pull_request,
+        message=message,
+        dry_run=dry_run,
+    )
 
 
 def find(spec: str, args: list[str] | None) -> EnvSpec:

@@ -141,10 +141,10 @@ def scaffold(name: str, directory: Path, *, package: bool = True) -> tuple[list[
     if package:
         directory = directory / name
         texts |= package_files(name, class_name)
-    for path in [directory] if package else [directory / path for path in texts]:
+    for path in [directory] if package else [directory / inside for inside in texts]:
         if path.exists():
             raise EnvSpecError(f"{path} is there already; choose another name or remove it")
-    for path, text in texts.items():
-        (directory / path).parent.mkdir(parents=True, exist_ok=True)
-        (directory / path).write_text(text, encoding="utf-8")
-    return [directory / path for path in texts], class_name
+    for inside, text in texts.items():
+        (directory / inside).parent.mkdir(parents=True, exist_ok=True)
+        (directory / inside).write_text(text, encoding="utf-8")
+    return [directory / inside for inside in texts], class_name

@@ -94,6 +94,10 @@ class ScoringError(TurnwiseError):
     """A reward could not be had: it raised, hung, or was not a finite number."""
 
 
+class AnswerError(ScoringError, ValueError):
+    """A reward function returned what is no list with one score for each completion."""
+
+
 class LearnError(TurnwiseError, ValueError):
     """A trajectory, a batch or a checkpoint that cannot be learned from as it is."""
 

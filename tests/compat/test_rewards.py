@@ -226,8 +226,8 @@ def test_a_function_that_raises_costs_the_completion_that_broke_it_and_no_run():
     [group] = play(arena_of(None, [picky, lambda completions, **_: [5.0] * len(completions)]), policy)
     good, bad = group.trajectories
     assert good.stop_reason is StopReason.ANSWERED and good.reward == 6.0
-    assert bad.stop_reason is StopReason.FORFEITED and "ZeroDivisionError" in bad.error.message
-    assert bad.rewards["picky"].value == 0.0 and bad.rewards["<lambda>"].value == 5.0
+    assert bad.stop_reason is StopReason.SCORING_FAILED and "ZeroDivisionError" in bad.error.message
+    assert bad.reward is None and "picky" not in bad.rewards, "left out, and worth nothing rather than 0"
 
 
 # -- what it logs --------------------------------------------------------------------------------------

@@ -2,39 +2,46 @@
 
     board = Board()
     functions = reward_functions([accuracy, "org/reward-model"], weights=[1.0, 0.5], board=board, …)
+    functions = in_turn(functions, loop.here)                # for one run
 
 A function is called once for each group, as soon as its siblings have ended, and not once for each batch;
-what it logs finds its way to the right rows all the same. Where TRL stops at a function that raises, the
-completion that broke it forfeits this reward and keeps its others (`turnwise.rollout.scoring`), and too many
-of these stop the run. NaN means, as in TRL, that the reward does not apply.
+what it logs finds its way to the right rows all the same. As in TRL, sync functions are called where `train`
+was, one after another in their order, and async ones together after them. TRL stops at a function that
+raises; here that ends the run where the function can score nothing, and leaves the completions out that it
+raises on where it can (`turnwise.rollout.faults`). NaN means, as in TRL, that the reward does not apply.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import math
 import sys
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from turnwise.errors import RecipeError
-from turnwise.rollout.scoring import RewardFunction, shown
+from turnwise.rollout.columns import shown
+from turnwise.rollout.faults import Faults
+from turnwise.rollout.scoring import RewardFunction, on_thread
 from turnwise.types import Message, Trajectory
 
 log = logging.getLogger(__name__)
 
 SECONDS = 600.0
-"""Deadline of one call: TRL has none, and a judge that is asked about a whole group takes its time."""
+"""Deadline of one async call: TRL has none, and a judge that is asked about a whole group takes its time."""
 KEPT = 65_536
 """Episodes of which a column's values are kept until somebody takes them; groups may be dropped unseen."""
 
 Form = Literal["chat", "text", "rollout"]
 """What a completion is: messages; the text of a plain prompt's; all that a ``rollout_func`` returned, as one
 message."""
+Here = Callable[..., Awaitable[Any]]
+"""Calls a function with its arguments where `train` was called, and comes to what it returns."""
 
 
 class Board:
@@ -47,6 +54,7 @@ class Board:
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._columns: dict[str, dict[str, Any]] = defaultdict(dict)
         self._warned: set[str] = set()
+        self._faults: dict[str, Faults] = {}
 
     def log_metric(self, name: str, value: float) -> None:
         """Take one value of a metric; the mean of all is told."""
@@ -75,11 +83,19 @@ class Board:
 
         return log_extra
 
+    def watch(self, function: RewardFunction) -> None:
+        """Tell of what it could not score, too."""
+        self._faults[function.name] = function.faults
+
     def take_metrics(self) -> dict[str, float]:
-        """The mean of each metric since they were last taken."""
+        """The mean of each metric since they were last taken, and how many completions were not scored."""
         with self._lock:
             taken, self._metrics = self._metrics, defaultdict(list)
-        return {name: sum(values) / len(values) for name, values in taken.items()}
+        failed = {name: faults.take() for name, faults in self._faults.items()}
+        return {
+            **{name: sum(values) / len(values) for name, values in taken.items()},
+            **{f"rewards/{name}/failed": float(count) for name, count in failed.items() if count},
+        }
 
     def take_columns(self, episodes: Sequence[str]) -> dict[str, list[Any]]:
         """What was logged of these episodes, one value for each in their order, None where there is none.
@@ -108,6 +124,16 @@ class TrlContract:
     """There are live ones to show."""
     routed: bool = False
     """Rows have an ``environment`` column, which functions see though environments do not."""
+    here: Here | None = None
+    """Where sync functions are called; on threads if None."""
+    turn: asyncio.Lock | None = None
+    """Of a run, for these."""
+
+    async def call(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+        """What a sync function returns."""
+        if self.here is None:
+            return await on_thread(function, arguments)
+        return await self.here(functools.partial(function, **arguments))
 
     def arguments(
         self, siblings: Sequence[Trajectory], columns: Mapping[str, Sequence[Any]]
@@ -220,7 +246,22 @@ def reward_functions(
                 function=function, name=name, weight=float(weight), seconds=seconds, contract=contract
             )
         )
+        board.watch(functions[-1])
     return tuple(functions)
+
+
+def in_turn(functions: Iterable[RewardFunction], here: Here) -> tuple[RewardFunction, ...]:
+    """The functions, to be called one after another on the thread that ``here`` stands for.
+
+    So a function may set a signal's alarm, keep a connection to SQLite, or read what the one before it wrote.
+    """
+    turn = asyncio.Lock()
+    return tuple(
+        replace(one, contract=replace(one.contract, here=here, turn=turn))
+        if isinstance(one.contract, TrlContract)
+        else one
+        for one in functions
+    )
 
 
 def form_of(rows: Mapping[str, Sequence[Mapping[str, Any]]], *, plays: bool) -> Form:

@@ -39,8 +39,10 @@ def call(function: Callable[[], Any]) -> Any:
         raise _tamed(odd) from odd
 
 
-async def bounded(awaitable: Awaitable[Any], seconds: float) -> Any:
+async def bounded(awaitable: Awaitable[Any], seconds: float | None) -> Any:
     """What ``awaitable`` comes to within its deadline; it is cancelled past it, and when the caller is.
+
+    None is no deadline.
 
     Raises:
         OverranError: It was stopped at the deadline.

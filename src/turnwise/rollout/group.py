@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from turnwise.rollout.arena import Arena
+from turnwise.rollout.columns import Live
 from turnwise.rollout.episode import Sink, play_episode
 from turnwise.rollout.policy import Policy
 from turnwise.rollout.record import EpisodeOrder, Start
-from turnwise.rollout.scoring import Live, score_siblings
+from turnwise.rollout.scoring import score_siblings
 from turnwise.rollout.sessions import HeldSessions
 from turnwise.types import Sampling, StopReason, Task, Trajectory, TrajectoryGroup
 

@@ -14,6 +14,11 @@ its others, or replies would be learned that cannot be scored. A function that r
 asked about each sibling alone, so that the others get theirs. It raises `EnvLostError` to say that the fault
 was not the policy's (a judge that does not answer): those siblings are left out of the baseline.
 
+A function that was written for another trainer comes with that trainer's `Contract`: where it is called, and
+in which order. No trainer that knows such functions goes on where one raises, so theirs is the other rule: a
+sibling that one cannot score is left out, and one that can score nothing ends the run by its own error
+(`turnwise.rollout.faults`).
+
 A function that names ``environments`` is given the live instances that the siblings were played in, each as
 its episode left it. Siblings that an earlier run played have none left, and are not shown to it.
 """
@@ -32,28 +37,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol, Self
 
-from turnwise import images
 from turnwise.envs import contain
 from turnwise.envs.observe import finite
-from turnwise.errors import EnvLostError, RecipeError, ScoringError, TurnwiseError, boundary
+from turnwise.errors import AnswerError, EnvLostError, RecipeError, ScoringError, TurnwiseError, boundary
+from turnwise.rollout.columns import Live, trl_columns
+from turnwise.rollout.faults import Faults, ScoreOrError
 from turnwise.rollout.policies import TeacherPolicy
 from turnwise.rollout.record import failure_of
-from turnwise.types import FORFEIT, ImageBlock, Reward, StopReason, Trajectory
-
-ScoreOrError = float | None | TurnwiseError
-"""A `ScoringError` where the sibling's replies broke the function, an `EnvLostError` where they did not."""
-TRL_OWN = ("prompt", "completion", "completion_ids")
-"""Columns of a row that TRL does not hand to reward functions."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Live:
-    """What is at hand of an episode until it is scored, and no longer."""
-
-    environment: Any = None
-    """The author's instance that it was played in, as it was left; None where it lives elsewhere."""
-    columns: Mapping[str, Any] = field(default_factory=dict)
-    """More columns, over those that follow from the trajectory."""
+from turnwise.types import FORFEIT, Reward, StopReason, Trajectory
 
 
 class Contract(Protocol):
@@ -74,18 +65,29 @@ class Contract(Protocol):
         """What a function returned, as one that was written for Turnwise would."""
         ...
 
+    @property
+    def turn(self) -> asyncio.Lock | None:
+        """Held while a group's sync functions are called one after another; None calls them all at once."""
+        ...
+
+    async def call(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+        """What a sync function returns, called where such functions are."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardFunction:
-    """A named, weighted function. Sync ones run on threads, several at once."""
+    """A named, weighted function. Sync ones run on threads, several at once, or as the contract says."""
 
     function: Callable[..., Any]
     name: str
     weight: float = 1.0
     seconds: float = 60.0
-    """Deadline of one call."""
+    """Deadline of one call; there is none for what is called in turn, which nothing could stop."""
     contract: Contract | None = None
     """Of the trainer that it was written for; None is Turnwise's own."""
+    faults: Faults = field(default_factory=Faults, repr=False, compare=False)
+    """What went wrong with it so far."""
 
     def __post_init__(self) -> None:
         parameters = inspect.signature(self.function).parameters
@@ -126,6 +128,17 @@ class RewardFunction:
         return self.contract is None and "trajectory" in inspect.signature(self.function).parameters
 
     @property
+    def is_async(self) -> bool:
+        """Whether a call of it is a coroutine."""
+        own = getattr(self.function, "__call__", None)  # noqa: B004 - of an object it is what may be async
+        return inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(own)
+
+    @property
+    def turn(self) -> asyncio.Lock | None:
+        """Held while it is asked about a group; None asks it beside all others."""
+        return None if self.contract is None or self.is_async else self.contract.turn
+
+    @property
     def needs_environments(self) -> bool:
         """Whether environments have to stay as they are until it was asked."""
         by_contract = self.contract is not None and self.contract.environments and self._takes_any
@@ -152,7 +165,9 @@ class RewardFunction:
         scores = await self._together(siblings, live)
         if isinstance(scores, list):
             return scores
-        if isinstance(scores, EnvLostError) or len(siblings) == 1:
+        # What is no list is nobody's reply's doing, save where a function chooses which replies it scores.
+        sure = isinstance(scores, EnvLostError) or (self.contract and isinstance(scores, AnswerError))
+        if sure or len(siblings) == 1:
             return [scores] * len(siblings)
         return await self._apart(siblings, scores, live)
 
@@ -166,13 +181,11 @@ class RewardFunction:
         scores = await self._call(self._accepted(columns))
         if isinstance(scores, TurnwiseError):
             return scores
-        if self.contract is not None:
-            scores = self.contract.scores(scores)
         if not isinstance(scores, Sequence) and hasattr(scores, "tolist"):
             scores = scores.tolist()
         if not isinstance(scores, Sequence) or isinstance(scores, str) or len(scores) != len(siblings):
             found = f"{len(scores)} values" if isinstance(scores, Sequence) else type(scores).__name__
-            return ScoringError(
+            return AnswerError(
                 f"reward {self.name}: returned {found}; expected a list of {len(siblings)} numbers or None"
             )
         return [self._number(score) for score in scores]
@@ -182,6 +195,8 @@ class RewardFunction:
     ) -> list[ScoreOrError]:
         """Find out whose replies broke the function, and score the others together."""
         alone = await asyncio.gather(*(self._together([one], live) for one in siblings))
+        if self.contract is not None:  # Its trainer asks once, and a call may cost something: no third one.
+            return [one for found in alone for one in (found if isinstance(found, list) else [found])]
         sound = [one for one, found in zip(siblings, alone, strict=True) if isinstance(found, list)]
         together = await self._together(sound, live) if 0 < len(sound) < len(siblings) else problem
         if not isinstance(together, list):
@@ -195,7 +210,8 @@ class RewardFunction:
         """What the function returns, or an error as `ScoreOrError` has them."""
         try:
             with boundary(ScoringError, f"reward {self.name}"):
-                return await contain.bounded(self._result(arguments), self.seconds)
+                seconds = None if self.turn is not None else self.seconds
+                return await contain.bounded(self._result(arguments), seconds)
         except EnvLostError as lost:
             return EnvLostError(f"reward {self.name}: {lost}")
         except ScoringError as error:
@@ -206,10 +222,14 @@ class RewardFunction:
             return ScoringError(f"reward {self.name}: {error}")
 
     async def _result(self, arguments: Mapping[str, Any]) -> Any:
-        if inspect.iscoroutinefunction(self.function):
-            return await self.function(**arguments)
-        result = await on_thread(self.function, arguments)
-        return await result if inspect.isawaitable(result) else result
+        if self.is_async:
+            answer = await self.function(**arguments)
+        else:
+            call = on_thread if self.contract is None else self.contract.call
+            answer = await call(self.function, arguments)
+            if inspect.isawaitable(answer):
+                answer = await answer
+        return answer if self.contract is None else self.contract.scores(answer)
 
     def _number(self, score: Any) -> ScoreOrError:
         if score is None or isinstance(score, TurnwiseError):
@@ -240,16 +260,24 @@ async def score_siblings(
 ) -> list[Trajectory]:
     """Add the functions' rewards to the siblings of one group; failed ones are left as they are.
 
+    All functions are asked at the same time, save those that take turns: these before all others, in their
+    order, while no other group's are asked.
+
     Args:
         trajectories: The siblings.
         functions: At least one, or nothing is done.
         forfeit: What an end is worth that cannot be scored, beside what can.
         live: What is at hand of those that were played just now, by their ids.
+
+    Raises:
+        Exception: What a function with a contract raised, where it can score nothing: see `Faults.note`.
     """
     played = [one for one in trajectories if not one.stop_reason.failed]
     if not played or not functions:
         return list(trajectories)
-    columns = await asyncio.gather(*(function.score(played, live) for function in functions))
+    columns = await _asked(functions, played, live)
+    for function, scores in zip(functions, columns, strict=True):
+        function.faults.note(function.name, scores, ends_run=function.contract is not None)
     least = [_least(function, scores) for function, scores in zip(functions, columns, strict=True)]
     scored = {
         trajectory.id: _with_scores(trajectory, functions, scores, least, forfeit)
@@ -258,49 +286,20 @@ async def score_siblings(
     return [scored.get(trajectory.id, trajectory) for trajectory in trajectories]
 
 
-def trl_columns(
-    siblings: Sequence[Trajectory], live: Mapping[str, Live] | None = None
-) -> dict[str, list[Any]]:
-    """Siblings of one task as the keyword arguments of a TRL reward function.
-
-    ``prompts`` and ``completions`` are lists of message dicts: the messages before the first reply, and all
-    that follow, images as PIL images. ``completion_ids`` has every token after the prompt, tool results
-    included; it is empty for demonstrations. ``environments`` are there where the siblings' instances are.
-    """
-    columns: dict[str, list[Any]] = {
-        name: [images.revived(one.task.get(name)) for one in siblings]
-        for name in siblings[0].task
-        if name not in TRL_OWN
-    }
-    columns["prompts"] = [
-        [message.as_dict(shown) for message in one.segments[0].prompt] if one.segments else []
-        for one in siblings
-    ]
-    columns["completions"] = [
-        [message.as_dict(shown) for turn in one.turns for message in (turn.message, *turn.feedback)]
-        for one in siblings
-    ]
-    columns["completion_ids"] = [_completion_ids(one) for one in siblings]
-    at_hand = [(live or {}).get(one.id, Live()) for one in siblings]
-    if any(one.environment is not None for one in at_hand):
-        columns["environments"] = [one.environment for one in at_hand]
-    for name in dict.fromkeys(name for one in at_hand for name in one.columns):
-        rest = columns.get(name, [None] * len(siblings))
-        columns[name] = [one.columns.get(name, found) for one, found in zip(at_hand, rest, strict=True)]
-    return columns
-
-
-def shown(block: ImageBlock) -> Any:
-    """An image as TRL hands it on."""
-    return images.load(block.sha256)
-
-
-def _completion_ids(trajectory: Trajectory) -> list[int]:
-    ids: list[int] = []
-    for segment in trajectory.segments:
-        for number, turn in enumerate(segment.turns):
-            ids += ((turn.context_ids or []) if number else []) + (turn.ids or [])
-    return ids
+async def _asked(
+    functions: Sequence[RewardFunction], played: Sequence[Trajectory], live: Mapping[str, Live] | None
+) -> list[list[ScoreOrError]]:
+    """What each function says, in their order."""
+    found: dict[str, list[ScoreOrError]] = {}
+    in_turn = [function for function in functions if function.turn is not None]
+    if in_turn and (turn := in_turn[0].turn) is not None:
+        async with turn:
+            for function in in_turn:
+                found[function.name] = await function.score(played, live)
+    rest = [function for function in functions if function.name not in found]
+    scores = await asyncio.gather(*(function.score(played, live) for function in rest))
+    found |= zip((function.name for function in rest), scores, strict=True)
+    return [found[function.name] for function in functions]
 
 
 def _least(function: RewardFunction, scores: Sequence[ScoreOrError]) -> float:
@@ -326,7 +325,8 @@ def _with_scores(
             )
         if isinstance(score, TurnwiseError):
             failure = failure_of(score, where)
-            if isinstance(score, EnvLostError) or trajectory.policy == TeacherPolicy.name:
+            left_out = isinstance(score, EnvLostError) or function.contract is not None
+            if left_out or trajectory.policy == TeacherPolicy.name:
                 return replace(trajectory, stop_reason=StopReason.SCORING_FAILED, error=failure)
             stop, score = StopReason.FORFEITED, worst
             if forfeit:

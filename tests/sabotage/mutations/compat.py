@@ -6,6 +6,39 @@ from tests.sabotage.mutation import Mutation
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
+        name="broken_rewards_train_on",
+        why="a reward function that scores nothing is retried until many episodes are lost",
+        file="rollout/faults.py",
+        old="if ends_run and blamed and broken:",
+        new="if ends_run and blamed and broken and self._worked:",
+        tests=(
+            "tests/compat/test_reward_faults.py"
+            "::test_a_function_that_scores_nothing_ends_the_run_by_its_own_error",
+        ),
+    ),
+    Mutation(
+        name="unscored_completions_are_worth_nothing",
+        why="a completion that a TRL function could not score is paid 0, as if it had been judged bad",
+        file="rollout/scoring.py",
+        old="left_out = isinstance(score, EnvLostError) or function.contract is not None",
+        new="left_out = isinstance(score, EnvLostError)",
+        tests=(
+            "tests/compat/test_reward_faults.py"
+            "::test_completions_that_cannot_be_scored_are_left_out_told_of_and_counted",
+        ),
+    ),
+    Mutation(
+        name="rewards_not_in_turn",
+        why="one function of a group reads what another group's wrote",
+        file="rollout/scoring.py",
+        old="in_turn = [function for function in functions if function.turn is not None]",
+        new="in_turn = [function for function in functions if function.turn is None][:0]",
+        tests=(
+            "tests/compat/test_reward_faults.py"
+            "::test_sync_functions_are_called_where_train_is_in_order_one_at_a_time",
+        ),
+    ),
+    Mutation(
         name="environments_reset_before_they_are_scored",
         why="reward functions look at an instance that plays another episode by then",
         file="rollout/sessions.py",

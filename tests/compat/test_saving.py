@@ -131,3 +131,67 @@ def test_the_model_is_uploaded_without_the_runs_records(tmp_path: Path, hub: lis
     card = (tmp_path / "tiny" / "README.md").read_text()
     assert "me/rows" in card
     assert "games" in card
+
+
+def commits(hub: list[tuple[str, Any]]) -> list[tuple[str, set[str]]]:
+    """The summary of each, and what it has in it."""
+    found = []
+    for path, body in hub:
+        if "/commit/" in path:
+            header, *files = [json.loads(line)["value"] for line in body.splitlines()]
+            found.append((header["summary"], {one["path"] for one in files}))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("strategy", "during"),
+    [
+        ("end", []),
+        ("every_save", ["step 1", "step 2"]),
+        ("checkpoint", ["step 1", "step 1, checkpoint", "step 2", "step 2, checkpoint"]),
+        ("all_checkpoints", ["step 1", "step 1, checkpoint", "step 2", "step 2, checkpoint"]),
+    ],
+)
+def test_what_is_saved_is_uploaded_where_that_is_asked_for(
+    tmp_path: Path, hub: list[tuple[str, Any]], strategy: str, during: list[str]
+) -> None:
+    made = trainer(
+        tmp_path / "tiny", save_strategy="steps", save_steps=1, max_steps=2, push_to_hub=True,
+        hub_strategy=strategy, hub_always_push=True, hub_token="hf_x", save_total_limit=1,
+    )  # fmt: skip
+    assert hub[0][0].endswith("/repos/create"), "at once"
+    made.train()
+    told = commits(hub)
+    assert [summary for summary, _ in told] == [f"Training in progress, {one}" for one in during]
+    place = {"checkpoint": "last-checkpoint/", "all_checkpoints": "checkpoint-2/"}.get(strategy)
+    for summary, files in told:
+        if summary.endswith("checkpoint"):
+            assert place is not None
+            assert {Path(one).name for one in files} >= {"model.safetensors", "learner.pt"}
+        else:
+            assert {"model.safetensors", "tokenizer.json", "config.json"} <= files
+            assert not {"learner.pt", "trainer_state.json", "turnwise.json"} & files
+    assert place is None or all(one.startswith(place) for one in told[-1][1])
+    assert [one.name for one in (tmp_path / "tiny").glob("checkpoint-*")] == ["checkpoint-2"]
+    made.save_model()
+    assert [summary for summary, _ in commits(hub)][len(during) :] == ["Model save"]
+
+
+def test_nothing_is_uploaded_unasked(tmp_path: Path, hub: list[tuple[str, Any]]) -> None:
+    made = trainer(tmp_path / "tiny", save_strategy="steps", save_steps=1, max_steps=1, hub_token="hf_x")
+    made.train()
+    made.save_model()
+    assert hub == []
+
+
+def test_a_hub_that_refuses_an_upload_does_not_end_the_run(
+    tmp_path: Path, hub: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    made = trainer(
+        tmp_path / "tiny", save_strategy="steps", save_steps=1, max_steps=1, push_to_hub=True, hub_token="x"
+    )
+    monkeypatch.setattr(Hub, "do_POST", lambda self: self.send_error(403, "no room left"))
+    made.train()
+    assert "checkpoint-1 was not uploaded" in caplog.text
+    assert "403 Forbidden" in caplog.text
+    assert (tmp_path / "tiny" / "checkpoint-1").is_dir()

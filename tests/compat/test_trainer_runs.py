@@ -240,13 +240,48 @@ def test_ctrl_c_ends_it_and_the_run_goes_on(whole: Any, tmp_path: Path) -> None:
     assert same(made.model, whole.model)
 
 
-def test_a_best_model_needs_a_metric_that_there_is(tmp_path: Path) -> None:
-    made = trainer(
-        tmp_path, eval_dataset=ROWS[:1], eval_strategy="steps", eval_steps=1, save_strategy="steps",
-        save_steps=1, load_best_model_at_end=True,
-    )  # fmt: skip
-    with pytest.raises(RecipeError, match=r"'eval_loss', which the evaluation does not have.*eval_reward"):
-        made.train()
+BEST = {
+    "eval_dataset": ROWS[:1], "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps",
+    "save_steps": 1, "load_best_model_at_end": True,
+}  # fmt: skip
+
+
+def test_the_best_model_is_the_best_rewarded_where_nothing_else_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = trainer(tmp_path, **BEST)
+    assert "the one with the highest eval_reward" in caplog.text
+    made.train()
+    found = [(line["eval_reward"], line["step"]) for line in made.state.log_history if "eval_reward" in line]
+    best, step = max(found, key=lambda one: one[0])
+    assert len(found) == 3
+    assert (made.state.best_metric, made.state.best_global_step) == (best, step)
+    assert made.state.best_model_checkpoint == f"{tmp_path}/checkpoint-{step}"
+
+
+def test_a_metric_that_is_named_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    changes = {"metric_for_best_model": "completions/mean_length", "greater_is_better": False}
+    made = trainer(tmp_path, **BEST, **changes)
+    assert made.args.metric_for_best_model == "completions/mean_length"
+    assert made.args.greater_is_better is False
+    assert "eval_reward" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metric_for_best_model": "eval_loss"},
+        {"metric_for_best_model": "rewards/shorter/mean"},
+        {"metric_for_best_model": "reward", "eval_dataset": {"a": ROWS[:1], "b": ROWS[1:2]}},
+        {"eval_dataset": {"a": ROWS[:1], "b": ROWS[1:2]}},
+    ],
+)
+def test_a_best_model_needs_a_metric_that_there_is(tmp_path: Path, changes: dict[str, Any]) -> None:
+    def plain(completions: Any, completion_ids: Any = None) -> list[float]:
+        return [1.0] * len(completions)
+
+    with pytest.raises(RecipeError, match=r"metric_for_best_model is .*it has: eval.*rewards/plain/mean"):
+        trainer(tmp_path, reward_funcs=plain, **BEST | changes)
 
 
 class StopsWithTheEpoch(TrainerCallback):
@@ -265,13 +300,16 @@ def test_the_end_of_an_epoch_may_stop_and_save(tmp_path: Path, saving: dict[str,
     assert (tmp_path / "checkpoint-3").is_dir()
 
 
-def test_what_falls_between_two_updates_comes_at_the_end_of_their_batch(tmp_path: Path) -> None:
+def test_what_falls_between_two_updates_comes_at_the_end_of_their_batch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     events = Events()
     made = trainer(
         tmp_path, callbacks=[events], num_iterations=4, max_steps=8, save_strategy="steps", save_steps=3,
         eval_dataset=ROWS[:1], eval_strategy="steps", eval_steps=3,
     )  # fmt: skip
     made.train()
+    assert caplog.text.count("eval_steps=3 and save_steps=3: a generation batch makes 4 updates") == 1
     assert [step for name, step in events.seen if name == "on_save"] == [4, 8]
     assert [step for name, step in events.seen if name == "on_evaluate"] == [4, 8]
     assert {one.name for one in tmp_path.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-8"}

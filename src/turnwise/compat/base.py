@@ -26,7 +26,8 @@ from transformers.trainer_callback import (
 
 from turnwise.compat.callbacks import Bar, Printer
 from turnwise.compat.directory import STATE
-from turnwise.compat.internals import refuse_foreign_overrides
+from turnwise.compat.hub import Uploads
+from turnwise.compat.internals import refuse_foreign_overrides, refuse_foreign_patch
 from turnwise.compat.models import name_of
 from turnwise.compat.trackers import trackers
 from turnwise.errors import RecipeError, StoreError, TurnwiseError, boundary
@@ -35,13 +36,6 @@ from turnwise.journal import read_json, write_json
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-NOT_UPLOADED = [
-    ".*", "checkpoint-*", "checkpoints/*", "previous-*", "trajectories/*", "done/*", "images/*", "*.jsonl",
-    "completions/*", "recipe.yaml", "sources.json", "runs/*",
-]  # fmt: skip
-"""A run's records are not the model, and its checkpoints have optimizer states in them."""
 
 
 class Processes:
@@ -127,11 +121,33 @@ class BaseTrainer:
             model, processing_class, None, None,
         )  # fmt: skip
         self.callback_handler.add_callback((Printer if args.disable_tqdm else Bar)(self.beside))
+        self.uploads = Uploads(args)
+        if args.push_to_hub and self.is_world_process_zero():
+            self.uploads.make_repo()  # What it lacks is better known now than after hours of training.
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        refuse_foreign_patch(type(self), name, value)
+        super().__setattr__(name, value)
 
     @property
     def tokenizer(self) -> Any:
         """Of the processing class."""
         return getattr(self.processing_class, "tokenizer", self.processing_class)
+
+    @property
+    def model_wrapped(self) -> Any:
+        """The model itself: nothing is wrapped around it."""
+        return self.model
+
+    @property
+    def optimizer(self) -> Any:
+        """As callbacks see it; None before training."""
+        return self.callback_handler.optimizer
+
+    @property
+    def lr_scheduler(self) -> Any:
+        """As callbacks see it; None before training."""
+        return self.callback_handler.lr_scheduler
 
     # -- callbacks ----------------------------------------------------------------------------------
 
@@ -268,11 +284,13 @@ class BaseTrainer:
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model as it is, for ``from_pretrained``: adapters as adapters, with the tokenizer.
 
+        With ``args.push_to_hub`` it is uploaded too.
+
         Args:
             output_dir: ``args.output_dir`` if not given.
 
         Raises:
-            StoreError: It could not be written.
+            StoreError: It could not be written, or uploaded.
         """
         if not self.is_world_process_zero():
             return
@@ -282,6 +300,8 @@ class BaseTrainer:
             self.model.save_pretrained(path)
             self.processing_class.save_pretrained(path)
             torch.save(self.args, path / "training_args.bin")
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save")
 
     def push_to_hub(
         self,
@@ -303,25 +323,12 @@ class BaseTrainer:
         Raises:
             StoreError: The Hub could not be reached, or refused.
         """
-        from huggingface_hub import HfApi
-
         if not self.is_world_process_zero():
             return None
-        self.save_model()
+        self.save_model(_internal_call=True)
         self.create_model_card(**kwargs)
-        api = HfApi(token=token or self.args.hub_token)
-        name = self.args.hub_model_id or Path(self.args.output_dir).resolve().name
         self.fire("on_push_begin")
-        with boundary(StoreError, f"uploading to the Hub as {name}"):
-            repo = api.create_repo(name, private=self.args.hub_private_repo, exist_ok=True).repo_id
-            return api.upload_folder(
-                repo_id=repo,
-                folder_path=self.args.output_dir,
-                commit_message=commit_message,
-                revision=revision or self.args.hub_revision,
-                run_as_future=not blocking,
-                ignore_patterns=NOT_UPLOADED,
-            )
+        return self.uploads.push(message=commit_message, blocking=blocking, token=token, revision=revision)
 
     def create_model_card(
         self,

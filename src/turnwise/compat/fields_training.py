@@ -152,7 +152,9 @@ _EVALUATION: Fields = {
     "batch_eval_metrics": Refused(_NO_PREDICTION),
     "label_names": Refused(_NO_PREDICTION),
     "load_best_model_at_end": Honoured("as in transformers", at="compat"),
-    "metric_for_best_model": Honoured("as in transformers", at="compat"),
+    "metric_for_best_model": Honoured(
+        "as in transformers; if not set, `eval_reward`, or in SFT `eval_loss`", at="compat"
+    ),
     "greater_is_better": Honoured("as in transformers", at="compat"),
 }
 
@@ -176,14 +178,11 @@ _SAVING: Fields = {
     ),
     "restore_callback_states_from_checkpoint": Honoured("as in transformers", at="compat"),
     "resume_from_checkpoint": Honoured("hand it to `train`, as with transformers", at="script"),
-    "push_to_hub": Honoured(
-        "hand it to your own `if`, and call `push_to_hub`: nothing is uploaded unasked", at="script"
+    "push_to_hub": Honoured("at each save, as `hub_strategy` says, and in `save_model`", at="compat"),
+    "hub_strategy": Honoured("as in transformers, in the background", at="compat"),
+    "hub_always_push": Honoured(
+        "a save waits until the one before it is uploaded; it is not uploaded itself else", at="compat"
     ),
-    "hub_strategy": Refused(
-        "nothing is uploaded unasked: call push_to_hub at the end, or in on_save",
-        also=("end",),
-    ),
-    "hub_always_push": Refused("nothing is uploaded unasked; call push_to_hub(blocking=False) in on_save"),
     "hub_model_id": Honoured("where `push_to_hub` uploads to", at="compat"),
     "hub_token": Honoured("of `push_to_hub`", at="compat"),
     "hub_private_repo": Honoured("of `push_to_hub`", at="compat"),

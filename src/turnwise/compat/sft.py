@@ -16,11 +16,13 @@ from transformers.trainer_utils import speed_metrics
 
 from turnwise.compat import rows as data
 from turnwise.compat.arguments import SFTConfig
+from turnwise.compat.attributes import Rows
+from turnwise.compat.best import SPEEDS, check_metric
 from turnwise.compat.course import Course, CoursePlan, batches, shuffled
 from turnwise.compat.internals import KEYWORDS, hinted
+from turnwise.compat.lessonbook import LessonBook
 from turnwise.compat.lessons import ENV, Lesson, Lessons, packed, truncated
 from turnwise.compat.loop import Loop
-from turnwise.compat.metrics import Ledger, Metrics, mean
 from turnwise.compat.models import load_policy, load_processing, name_of
 from turnwise.compat.training import RunTrainer
 from turnwise.compat.translate import Plan, sft_recipe
@@ -120,28 +122,29 @@ class SFTTrainer(RunTrainer):
         if settings.chat_template_path is not None:
             processing.chat_template = _template(settings.chat_template_path)
         super().__init__(live, settings, processing, callbacks, optimizers)
-        if train_dataset is None:
+        self.train_dataset, self.eval_dataset, self._formatting = train_dataset, eval_dataset, formatting_func
+        self.plan_anew()
+        self.fire("on_init_end")
+
+    def plan_anew(self) -> None:
+        """As of `RunTrainer`."""
+        args = self.args
+        if self.train_dataset is None:
             raise RecipeError("train_dataset is needed: supervised learning plays nothing")
-        self.train_dataset, self.eval_dataset = data.split_of(train_dataset, "train"), eval_dataset
-        if settings.eval_strategy != "no" and eval_dataset is None:
-            raise RecipeError(
-                f"eval_strategy is {settings.eval_strategy.value!r} and there is no eval_dataset"
-            )
-        self._formatting = formatting_func
-        self._micro = settings.per_device_train_batch_size * self.accelerator.num_processes
-        self.rows_per_update = self._micro * settings.gradient_accumulation_steps
+        self.train_dataset = data.split_of(self.train_dataset, "train")
+        self._micro = args.per_device_train_batch_size * self.accelerator.num_processes
+        self.rows_per_update = self._micro * args.gradient_accumulation_steps
         self._lessons_of: Lessons | None = None
         self._evaluation: tuple[Any, list[Unit]] | None = None
         """The data set that was evaluated last, rendered."""
         self._units = self._units_of(
-            self.train_dataset, "train_dataset", pack=settings.packing, limit=self._limit()
+            self.train_dataset, "train_dataset", pack=args.packing, limit=self._limit()
         )
         self._course = self._ordered()
         self.plan = self._planned()
         self.book = LessonBook()
-        for note in self.plan.notes:
-            log.warning(note)
-        self.fire("on_init_end")
+        check_metric(args, ("loss", *SPEEDS), datasets=self.eval_dataset)
+        self.planned()
 
     def _planned(self) -> Plan:
         plan = sft_recipe(
@@ -181,7 +184,7 @@ class SFTTrainer(RunTrainer):
         if self._formatting is not None:
             if args.completion_only_loss:
                 raise RecipeError("formatting_func makes plain text, which has no completion: leave one out")
-            rows = [{args.dataset_text_field: self._formatting(dict(row))} for row in rows]
+            rows = [{args.dataset_text_field: self._formatting(data.in_memory(row))} for row in rows]
         made = self._maker().of(rows, what)
         most = args.max_length
         if not pack:
@@ -249,6 +252,11 @@ class SFTTrainer(RunTrainer):
             export=False,
             ranks=ranks,
         )
+
+    def rows_of_a_pass(self) -> Rows:
+        """As of `RunTrainer`."""
+        batches = self._course.micro_batches
+        return Rows(self.train_dataset, batch_size=self.args.train_batch_size, batches=batches)
 
     def training_begins(self, learner: Learner) -> None:
         """As of `RunTrainer`."""
@@ -328,41 +336,6 @@ class Recorded(Env):
     def reset(self, task: Task) -> str:
         """Never called."""
         raise AssertionError("recorded conversations are not played")
-
-
-class LessonBook:
-    """What an `SFTTrainer` notes between two logs."""
-
-    def __init__(self) -> None:
-        self._ledger = Ledger()
-        self._losses: list[float] = []
-        self._latest: Metrics = {}
-        self._total, self._updates, self._tokens = 0.0, 0, 0.0
-
-    @property
-    def train_loss(self) -> float | None:
-        """As of `Book`."""
-        return self._total / self._updates if self._updates else None
-
-    def note(self, metrics: Mapping[str, float | None]) -> None:
-        """Take any metrics, of which the line has the means."""
-        self._ledger.add(metrics)
-
-    def note_update(self, learned: Mapping[str, float] | None, *, seconds: float) -> None:
-        """Take an update."""
-        assert learned is not None
-        self._losses.append(learned["loss"])
-        self._total, self._updates = self._total + learned["loss"], self._updates + 1
-        self._tokens += learned["tokens"]
-        self._latest = {
-            "grad_norm": learned["grad_norm"], "learning_rate": learned["lr"], "num_tokens": self._tokens,
-        }  # fmt: skip
-        self.note({"entropy": learned["entropy"], "step_time": seconds})
-
-    def line(self) -> Metrics:
-        """As of `Book`."""
-        losses, self._losses = self._losses, []
-        return {"loss": mean(losses), **self._latest, **self._ledger.take()}
 
 
 def _loss(learner: Learner, units: Sequence[Unit]) -> float:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,8 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import speed_metrics
 
 from turnwise.compat import rows as data
+from turnwise.compat.attributes import Environments, OnlineAttributes
+from turnwise.compat.best import by_reward, check_played
 from turnwise.compat.completions import show_completions
 from turnwise.compat.environments import PLACEHOLDER, environments, need_a_reward, rows_by_environment
 from turnwise.compat.evaluation import orders_of, play_rows
@@ -25,12 +28,11 @@ from turnwise.compat.logbook import Logbook
 from turnwise.compat.loop import Loop
 from turnwise.compat.metrics import Metrics, tokens_of
 from turnwise.compat.models import image_of, keep_starting_adapters, load_policy, load_processing, name_of
-from turnwise.compat.rewards import Board, form_of, reward_functions
+from turnwise.compat.rewards import Board, Form, TrlContract, form_of, reward_functions
 from turnwise.compat.rollout_func import Rollouts, player
 from turnwise.compat.training import RunTrainer
 from turnwise.compat.translate import Plan, rl_recipe
 from turnwise.config import EnvConfig, RlConfig
-from turnwise.envs.session import EnvSpec
 from turnwise.errors import RecipeError
 from turnwise.learn.ranks import Ranks
 from turnwise.pipeline.context import Run
@@ -43,7 +45,7 @@ from turnwise.types import Task, TrajectoryGroup
 log = logging.getLogger(__name__)
 
 
-class OnlineTrainer(RunTrainer):
+class OnlineTrainer(OnlineAttributes, RunTrainer):
     """Plays, rewards and learns; see `turnwise.compat.grpo.GRPOTrainer` for the arguments."""
 
     stage = STAGE
@@ -84,10 +86,8 @@ class OnlineTrainer(RunTrainer):
         if args.beta > 0 and peft_config is None and hasattr(live, "peft_config"):
             keep_starting_adapters(live)
         super().__init__(live, args, processing, callbacks, optimizers)
-        self.train_dataset = None if train_dataset is None else data.split_of(train_dataset, "train")
-        self.eval_dataset = eval_dataset
-        if args.eval_strategy != "no" and eval_dataset is None:
-            raise RecipeError(f"eval_strategy is {args.eval_strategy.value!r} and there is no eval_dataset")
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        by_reward(args)
         self.tools, self.rollout_func = list(tools or ()), rollout_func
         self.board = Board()
         self.board.trainer_state = self.state
@@ -95,15 +95,12 @@ class OnlineTrainer(RunTrainer):
         """With the engine while training lasts; None before and after."""
         self._routed = isinstance(environment_factory, Mapping)
         self._specs = environments(environment_factory, tools, rollout_func=rollout_func)
-        self.plan, self._train_rows = self._planned(name_of(live))
-        config = self.plan.recipe.rl
-        assert config is not None
-        self.config: RlConfig = config
-        plays = environment_factory is not None or bool(tools)
-        form = "rollout" if rollout_func else form_of(self._train_rows, plays=plays)
-        if form == "text":
-            self.plan = self.plan.of_plain_text()
-        self._functions = reward_functions(
+        self._plays = environment_factory is not None or bool(tools)
+        form = self.prepare()
+        self.given_rewards = [] if reward_funcs is None else reward_funcs
+        if not isinstance(self.given_rewards, list | tuple):
+            self.given_rewards = [reward_funcs]
+        self.functions = reward_functions(
             reward_funcs,
             weights=args.reward_weights,
             board=self.board,
@@ -115,19 +112,44 @@ class OnlineTrainer(RunTrainer):
             model_kwargs=args.model_init_kwargs,
             template_kwargs=args.chat_template_kwargs,
         )
-        need_a_reward(self._specs, self._functions)
-        self.book = Logbook(config)
-        self.rows_per_update = args.generation_batch_size // self.plan.updates_per_step
-        for note in self.plan.notes:
-            log.warning(note)
+        need_a_reward(self._specs, self.functions)
+        check_played(args, self.functions, scores=self._plays, datasets=eval_dataset)
         self.fire("on_init_end")
 
     @property
-    def environments(self) -> dict[str, EnvSpec]:
+    def environments(self) -> Environments:
         """By name; live instances are opened and closed by whoever plays, and shown to reward functions."""
-        return self._specs
+        return Environments(self._specs)
 
     # -- what is played -----------------------------------------------------------------------------
+
+    def plan_anew(self) -> None:
+        """As of `RunTrainer`; reward functions are those that were handed over, weighed as ``args`` says."""
+        form, weights = self.prepare(), self.args.reward_weights or [1.0] * len(self.functions)
+        if len(weights) != len(self.functions):
+            raise RecipeError(f"reward_weights: {len(weights)} for {len(self.functions)} reward functions")
+        made = []
+        for one, weight in zip(self.functions, weights, strict=True):
+            assert isinstance(one.contract, TrlContract)
+            made.append(replace(one, weight=float(weight), contract=replace(one.contract, form=form)))
+        self.functions = tuple(made)
+        check_played(self.args, self.functions, scores=self._plays, datasets=self.eval_dataset)
+
+    def prepare(self) -> Form:
+        """Plan, from the arguments and rows as they are; returns what completions will look like."""
+        if self.train_dataset is not None:
+            self.train_dataset = data.split_of(self.train_dataset, "train")
+        self.plan, self._train_rows = self._planned(name_of(self.model))
+        form: Form = "rollout" if self.rollout_func else form_of(self._train_rows, plays=self._plays)
+        if form == "text":
+            self.plan = self.plan.of_plain_text()
+        config = self.plan.recipe.rl
+        assert config is not None
+        self.config: RlConfig = config
+        self.book = Logbook(config)
+        self.rows_per_update = self.plan.prompts_per_step * config.group_size // self.plan.updates_per_step
+        self.planned()
+        return form
 
     def _planned(self, name: str) -> tuple[Plan, dict[str, list[Task]]]:
         """The plan, and the rows by environment: as many of a stream as the plan takes."""
@@ -160,6 +182,9 @@ class OnlineTrainer(RunTrainer):
     def _by_environment(self, dataset: Any, what: str, limit: int | None = None) -> dict[str, list[Task]]:
         only, image = bool(self.args.remove_unused_columns), image_of(self.processing_class)
         tasks = data.tasks_of(dataset, what, limit=limit, prompt_only=only, image=image)
+        if self.rollout_func is None:
+            for number, task in enumerate(tasks):
+                data.check_prompt(task, what, number)
         return rows_by_environment(tasks, self._specs, routed=self._routed)
 
     def given(self, loop: Loop, watcher: Watcher, ranks: Ranks | None) -> Given:
@@ -169,7 +194,7 @@ class OnlineTrainer(RunTrainer):
             model=self.model,
             processing=self.processing_class,
             environments=self._specs,
-            functions=dict.fromkeys(self._specs, self._functions),
+            functions=dict.fromkeys(self._specs, self.functions),
             tasks={"train": self._train_rows},
             order=data.PromptOrder(self.config.groups, shuffle=shuffle, seed=self.args.seed),
             player=None if self.rollout_func is None else player(self.rollout_func, self, call=loop.here),

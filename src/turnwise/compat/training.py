@@ -8,6 +8,7 @@ class SFTTrainer(RunTrainer):
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from abc import abstractmethod
@@ -17,6 +18,7 @@ from typing import Any, ClassVar, Protocol
 
 from transformers.trainer_utils import SaveStrategy, TrainOutput, speed_metrics
 
+from turnwise.compat.attributes import Rates, Rows
 from turnwise.compat.base import BaseTrainer
 from turnwise.compat.directory import EVALUATION, TrainerDir
 from turnwise.compat.flow import Flow
@@ -67,6 +69,8 @@ class RunTrainer(BaseTrainer):
     stage: ClassVar[str]
     """Of the pipeline: ``rl`` or ``sft``."""
     plan: Plan
+    train_dataset: Any
+    eval_dataset: Any
     book: Book
     rows_per_update: int
     """What ``train_samples_per_second`` counts."""
@@ -74,6 +78,9 @@ class RunTrainer(BaseTrainer):
     _run: Run | None = None
     _learner: Learner | None = None
     """The last training's, which has the model."""
+    _asked: tuple[Any, ...] = ()
+    """What was planned for: the arguments and the data set."""
+    _told: frozenset[str] = frozenset()
     _began = 0.0
     _started_at = _logged_at = 0
 
@@ -92,6 +99,50 @@ class RunTrainer(BaseTrainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float | None]:
         """Evaluate the weights as they are."""
+
+    @abstractmethod
+    def plan_anew(self) -> None:
+        """Plan for the arguments and the data set as they are now."""
+
+    # -- the plan -----------------------------------------------------------------------------------
+
+    def planned(self) -> None:
+        """A plan was made: say what there is to say of it, once.
+
+        Raises:
+            RecipeError: Evaluations are asked for, and there is nothing to evaluate on.
+        """
+        args = self.args
+        if args.eval_strategy != "no" and self.eval_dataset is None:
+            when = getattr(args.eval_strategy, "value", args.eval_strategy)
+            raise RecipeError(f"eval_strategy is {when!r} and there is no eval_dataset")
+        notes = (*self.plan.notes, *self._late())
+        for note in notes:
+            if note not in self._told:
+                log.warning(note)
+        self._told |= set(notes)
+        self._asked = self._asking()
+
+    def _late(self) -> list[str]:
+        """What is said where evaluations or checkpoints fall between two updates of a generation batch."""
+        updates, state = self.plan.updates_per_step, self._new_state(self.plan.max_steps)
+        strategies = {"eval_steps": self.args.eval_strategy, "save_steps": self.args.save_strategy}
+        late = [
+            f"{name}={getattr(state, name)}"
+            for name, strategy in strategies.items()
+            if strategy == "steps" and getattr(state, name) % updates
+        ]
+        if not late:
+            return []
+        return [
+            f"{' and '.join(late)}: a generation batch makes {updates} updates, and what falls between them "
+            "takes place after the last of them"
+        ]
+
+    def _asking(self) -> tuple[Any, ...]:
+        # By their texts: a dict may have been changed in place.
+        settings = [repr(getattr(self.args, field.name)) for field in dataclasses.fields(self.args)]
+        return (*settings, self.eval_dataset is None, id(self.train_dataset))
 
     # -- training -----------------------------------------------------------------------------------
 
@@ -119,6 +170,8 @@ class RunTrainer(BaseTrainer):
         """
         if trial is not None or ignore_keys_for_eval is not None:
             raise RecipeError("train: trial and ignore_keys_for_eval are of other trainers; leave them out")
+        if self._asking() != self._asked:  # Changed since: scripts set args and train_dataset on a trainer.
+            self.plan_anew()
         recipe = self.plan.recipe
         with joined(recipe.parallel, recipe.model.device, module=self.model) as ranks:
             output = self._train(resume_from_checkpoint, ranks) if self.accelerator.is_main_process else None
@@ -128,6 +181,7 @@ class RunTrainer(BaseTrainer):
         return output
 
     def _train(self, resume_from_checkpoint: str | bool | None, ranks: Ranks | None) -> TrainOutput:
+        self.uploads.finish()  # Checkpoints may be set aside.
         directory = self.directory()
         with directory.lock():
             if resume_from_checkpoint in (None, False):
@@ -187,6 +241,8 @@ class RunTrainer(BaseTrainer):
         if self.args.load_best_model_at_end and best is not None:
             assert self._learner is not None
             self._learner.load(best)
+        self.uploads.finish()
+        self._drop_surplus()
         self.fire("on_train_end")
         return TrainOutput(self.state.global_step, self.book.train_loss, metrics)
 
@@ -206,7 +262,15 @@ class RunTrainer(BaseTrainer):
         """The learner is ready: callbacks see its optimizer from here on."""
         self._learner, self._began = learner, time.time()
         self.callback_handler.optimizer = learner.optimizer
+        self.callback_handler.lr_scheduler = Rates(learner.optimizer)
+        self.callback_handler.train_dataloader = self.rows_of_a_pass()
         self.fire("on_train_begin")
+
+    def rows_of_a_pass(self) -> Rows:
+        """What callbacks see as ``train_dataloader``."""
+        steps = round(1 / self.plan.epoch_of(1))
+        micro = steps * self.plan.updates_per_step * self.args.gradient_accumulation_steps
+        return Rows(self.train_dataset, batch_size=self.args.train_batch_size, batches=micro)
 
     def log_training(self) -> None:
         """Log what there is since the last time."""
@@ -231,16 +295,24 @@ class RunTrainer(BaseTrainer):
             self.control.should_save = True
 
     def checkpoint_written(self, path: Path) -> None:
-        """Drop those that are too many, and tell."""
-        assert self._run is not None
-        if self.args.save_total_limit is not None and self.args.save_total_limit > 0:
-            best = self.state.best_model_checkpoint
-            kept = {path, Path(best)} if best else {path}
-            others = [one for one in self._run.directory.checkpoints(self.stage) if one.path not in kept]
-            room = max(0, self.args.save_total_limit - len(kept))
-            for one in others[: len(others) - room]:
-                self._run.directory.drop(one)
+        """Upload it where that is asked for, drop those that are too many, and tell."""
+        if self.args.push_to_hub and self.uploads.saved(path, self.state):
+            self.fire("on_push_begin")
+        self._drop_surplus()
         self.fire("on_save")
+
+    def _drop_surplus(self) -> None:
+        assert self._run is not None
+        limit, there = self.args.save_total_limit, self._run.directory.checkpoints(self.stage)
+        if not limit or limit < 0 or not there:
+            return
+        best, uploading = self.state.best_model_checkpoint, self.uploads.path
+        kept = {there[-1].path, Path(best)} if best else {there[-1].path}
+        others = [one for one in there if one.path not in kept]
+        room = max(0, limit - len(kept))
+        for one in others[: len(others) - room]:
+            if one.path != uploading:  # Which the next save drops, or the end.
+                self._run.directory.drop(one)
 
 
 def tell(event: Event) -> None:

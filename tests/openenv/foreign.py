@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from typing import Any, ClassVar, Literal
 
+import uvicorn
 from fastmcp import FastMCP
 from openenv.core.env_server import Action, Environment, Observation, State, create_app
 from openenv.core.env_server.mcp_environment import MCPEnvironment
@@ -178,3 +183,71 @@ def shop_app(most: int = 64) -> Any:
 
 def slow_app(most: int = 256) -> Any:
     return create_app(Slow, SlowAction, SlowObservation, env_name="slow", max_concurrent_envs=most)
+
+
+class LetterAction(Action):
+    message: str
+
+
+class LetterObservation(Observation):
+    text: str
+
+
+class Letters(Environment[LetterAction, LetterObservation, State]):
+    """Three turns; each pays for the share of vowels in what was said."""
+
+    SUPPORTS_CONCURRENT_SESSIONS = True
+    seconds = 0.0
+    """A step takes so long."""
+
+    def reset(self, seed: int | None = None, episode_id: str | None = None, **_: Any) -> LetterObservation:
+        self.turns = 0
+        return LetterObservation(text="Sing.")
+
+    def step(self, action: LetterAction, timeout_s: float | None = None, **_: Any) -> LetterObservation:
+        self.turns += 1
+        time.sleep(self.seconds)
+        vowels = sum(letter in "aeiou" for letter in action.message) / max(len(action.message), 1)
+        return LetterObservation(text="More.", reward=vowels, done=self.turns == 3)
+
+    @property
+    def state(self) -> State:
+        return State(episode_id="e", step_count=self.turns)
+
+
+def letters_app(most: int = 64) -> Any:
+    return create_app(Letters, LetterAction, LetterObservation, env_name="letters", max_concurrent_envs=most)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+class Process:
+    """A server in a process of its own, to be killed: ``letters`` or ``slow``."""
+
+    def __init__(self, name: str, port: int | None = None) -> None:
+        self.port = port or _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.openenv.foreign", name, str(self.port)]
+        )
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+                break
+            except OSError:
+                assert self._process.poll() is None, "the server did not start"
+                time.sleep(0.05)
+
+    def kill(self) -> None:
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+
+if __name__ == "__main__":
+    Letters.seconds = 0.05
+    app = {"letters": letters_app, "slow": slow_app}[sys.argv[1]]()
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="error")

@@ -12,6 +12,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 
@@ -159,7 +160,6 @@ class Servers:
         return min(left, key=lambda server: server.aside_until, default=None)
 
     async def _connected(self, server: _Server, seconds: float) -> EnvSocket:
-        server.busy += 1
         socket: EnvSocket | None = None
         try:
             socket = await EnvSocket.open(server.url, seconds=CONNECT_SECONDS, headers=self._headers)
@@ -174,29 +174,37 @@ class Servers:
         except BaseException:
             if socket is not None:
                 await socket.close()
-            server.busy -= 1
-            self._wake()
             raise
         server.well()
         return socket
 
     async def _raced(self, server: _Server, seconds: float) -> EnvSocket:
         """A new connection, or one that comes to rest while the server has its queue wait."""
+        server.busy += 1  # Now, so that whoever opens another at the same moment takes another server.
         connecting = asyncio.ensure_future(self._connected(server, seconds))
+        connecting.add_done_callback(partial(self._tried, server))
+        self._closing.add(connecting)
+        taken = False
         try:
             await asyncio.wait((connecting,), timeout=SLOW_SECONDS)
             while not connecting.done():
                 if (socket := self._taken_over()) is not None:
                     return socket
                 await self._woken(connecting)
-            return connecting.result()
+            socket = connecting.result()
+            taken = True
+            return socket
         finally:
             if not connecting.done():
                 connecting.cancel()
-                self._closing.add(connecting)
-                connecting.add_done_callback(self._closing.discard)
-            elif not connecting.cancelled():
-                connecting.exception()  # Seen, also where this was cancelled.
+            elif not taken and not connecting.cancelled() and connecting.exception() is None:
+                self.release(connecting.result())
+
+    def _tried(self, server: _Server, connecting: asyncio.Future[EnvSocket]) -> None:
+        self._closing.discard(connecting)
+        if connecting.cancelled() or connecting.exception() is not None:
+            server.busy -= 1
+            self._wake()
 
     def _taken_over(self) -> EnvSocket | None:
         while self._resting:

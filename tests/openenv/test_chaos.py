@@ -1,0 +1,267 @@
+"""Servers that die, connections that stall, break in half and pile up: replies find their requests or nobody.
+
+Every session sends numbers of its own and the environment answers with what it was sent, so that a reply that
+reached the wrong request would show.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import pytest
+from tests.openenv import foreign
+from tests.openenv.disturb import disturbed
+from tests.openenv.foreign import Slow
+from tests.openenv.serving import Serving, running
+
+from turnwise.envs.registry import make
+from turnwise.envs.session import Session
+from turnwise.errors import EnvHungError, EnvLostError
+from turnwise.openenv.client.remote import RemoteSpec
+from turnwise.openenv.client.socket import EnvSocket
+from turnwise.rollout.arena import Arena
+from turnwise.rollout.group import GroupOrder, play_group
+from turnwise.rollout.policies import ScriptedPolicy
+from turnwise.rollout.policy import Context
+from turnwise.types import Message, Sampling, StopReason, ToolCall, Trajectory
+
+ROUND = 10
+"""`Slow` waits a tenth of a second for each of the last digit's: these numbers are answered at once."""
+
+
+@pytest.fixture
+def server() -> Iterator[Serving]:
+    Slow.made.clear()
+    with running(foreign.slow_app()) as server:
+        yield server
+
+
+def spec_of(urls: Any) -> RemoteSpec:
+    spec = make(urls, name="slow", args={"patience": 10.0})
+    assert isinstance(spec, RemoteSpec)
+    return spec
+
+
+def said(number: int) -> ToolCall:
+    return ToolCall(name="slow", arguments={"number": number})
+
+
+async def until(true: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it never came true"
+        await asyncio.sleep(0.02)
+
+
+async def outcomes(session: Session, numbers: Iterator[int], calls: int) -> Counter[str]:
+    """How calls end; after one that breaks the session, the next episode begins."""
+    found: Counter[str] = Counter()
+    lost = True
+    for number in (next(numbers) for _ in range(calls)):
+        try:
+            if lost:
+                messages = await session.reset({}, number)
+                assert messages[0].text == str(number)
+                lost = False
+            result = await session.call(said(number))
+        except (EnvHungError, EnvLostError) as error:
+            found[type(error).__name__] += 1
+            lost = True
+            continue
+        assert result.content == str(number), "a reply reached the wrong request"
+        found["answered"] += 1
+    return found
+
+
+def test_a_tenth_of_all_replies_comes_too_late(server: Serving) -> None:
+    async def main(url: str) -> Counter[str]:
+        spec = spec_of(url)
+        limits = replace(spec.limits, call_seconds=0.5)
+        sessions = await asyncio.gather(*(spec.open(limits) for _ in range(16)))
+        proxy.delayed = 0.1
+        ends = await asyncio.gather(
+            *(outcomes(one, count(1000 * n, ROUND), 30) for n, one in enumerate(sessions, 1))
+        )
+        proxy.delayed = 0.0
+        await asyncio.gather(*(one.close() for one in sessions))
+        await until(lambda: all(one.closed for one in Slow.made))
+        await until(lambda: spec.remote.servers.busy == {url: 0})
+        return sum(ends, Counter())
+
+    with disturbed(server.url) as proxy:
+        proxy.seconds = 0.8
+        ends = asyncio.run(main(proxy.url))
+    assert set(ends) == {"answered", "EnvHungError"} and ends.total() == 480
+    assert ends["EnvHungError"] > 20
+
+
+def test_a_line_stays_in_step_when_replies_come_late(server: Serving) -> None:
+    """The same connection goes on: a late reply is dropped, and the next request has its own."""
+
+    async def ask(socket: EnvSocket, number: int) -> bool:
+        try:
+            reply = await socket.ask({"type": "step", "data": {"number": number}}, seconds=0.15)
+        except EnvHungError:
+            return False
+        assert reply["data"]["observation"] == {"number": number}
+        return True
+
+    async def main(url: str) -> list[bool]:
+        socket = await EnvSocket.open(url, seconds=5)
+        proxy.delayed = 0.3
+        kept = [await ask(socket, number) for number in range(0, 40 * ROUND, ROUND)]
+        proxy.delayed = 0.0
+        await until(lambda: socket.usable)
+        assert await ask(socket, 7770)
+        await socket.close()
+        return kept
+
+    with disturbed(server.url) as proxy:
+        proxy.seconds = 0.25
+        kept = asyncio.run(main(proxy.url))
+    assert 5 < sum(kept) < 38
+
+
+@pytest.mark.parametrize("way", ["end_replies", "end_requests", "silent"])
+def test_half_of_a_connection_is_gone(server: Serving, way: str) -> None:
+    async def main(url: str) -> None:
+        spec = spec_of(url)
+        limits = replace(spec.limits, call_seconds=1.0)
+        sessions = await asyncio.gather(*(spec.open(limits) for _ in range(8)))
+        await asyncio.gather(*(one.reset({}, 0) for one in sessions))
+        calls = [asyncio.ensure_future(one.call(said(5))) for one in sessions]  # Half a second each.
+        await asyncio.sleep(0.1)
+        if way == "silent":
+            proxy.silent = True
+        else:
+            getattr(proxy, way)()
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        expected = EnvHungError if way == "silent" else EnvLostError
+        assert {type(end) for end in ends} == {expected}, ends
+        assert not any(one.alive for one in sessions)
+        proxy.silent = False
+        # The next episode of each has a connection of its own, and is answered what it asked.
+        found = await asyncio.gather(
+            *(outcomes(one, count(1000 * n, ROUND), 3) for n, one in enumerate(sessions, 1))
+        )
+        assert sum(found, Counter()) == {"answered": 24}
+        await asyncio.gather(*(one.close() for one in sessions))
+        await until(lambda: all(one.closed for one in Slow.made))
+        await until(lambda: spec.remote.servers.busy == {url: 0})
+
+    with disturbed(server.url) as proxy:
+        asyncio.run(main(proxy.url))
+
+
+def test_two_hundred_sessions_are_opened_and_dropped(server: Serving) -> None:
+    """A hundred whose owner is cancelled while it connects, a hundred whose socket is torn."""
+
+    async def main() -> None:
+        spec = spec_of(server.url)
+        opening = [asyncio.ensure_future(spec.open(spec.limits)) for _ in range(100)]
+        for number, task in enumerate(opening):
+            asyncio.get_running_loop().call_later(number / 400, task.cancel)
+        ends = await asyncio.gather(*opening, return_exceptions=True)
+        torn = [one for one in ends if not isinstance(one, BaseException)]
+        assert len(torn) < 100
+        torn += await asyncio.gather(*(spec.open(spec.limits) for _ in range(100)))
+        for session in torn:
+            transport: Any = session._socket._line.transport  # type: ignore[attr-defined]
+            transport.abort()
+        await until(lambda: all(not session.alive for session in torn))
+        await asyncio.gather(*(session.close() for session in torn))
+        await until(lambda: len(Slow.made) >= 100 and all(one.closed for one in Slow.made))
+        await until(lambda: spec.remote.servers.busy == {server.url: 0})
+        # The server is as it was.
+        session = await spec.open(spec.limits)
+        assert await outcomes(session, count(0, ROUND), 3) == {"answered": 3}
+        await session.close()
+
+    asyncio.run(main())
+
+
+# -- episodes -------------------------------------------------------------------------------------------
+
+
+def played(spec: RemoteSpec, groups: int, during: Callable[[], Awaitable[None]]) -> list[Trajectory]:
+    """Groups of four whose policy sends the numbers of its turn, while something happens."""
+
+    def act(context: Context) -> Message:
+        number = 100 * int(context.session.split("/")[1]) + 10 * context.turn
+        return Message.assistant("", ToolCall(name="slow", arguments={"number": number + 1}))
+
+    async def main() -> list[Trajectory]:
+        arena = Arena("slow", spec, limits=replace(spec.limits, max_turns=8, call_seconds=5.0))
+        seen: list[Trajectory] = []
+        orders = [GroupOrder(id=f"g/{n}", env="slow", task={}, seed=n, size=4) for n in range(groups)]
+        playing = [
+            play_group(order, arena=arena, policy=ScriptedPolicy(act), sampling=Sampling(), sink=seen.append)
+            for order in orders
+        ]
+        *found, _ = await asyncio.gather(*playing, during())
+        await arena.aclose()
+        assert len(seen) == 4 * groups
+        return [one for group in found for one in group.trajectories]
+
+    return asyncio.run(main())
+
+
+def test_a_server_is_killed_in_the_middle() -> None:
+    """Its episodes are lost and left out; the others' are whole, each answered with what it said."""
+    servers = [foreign.Process("slow"), foreign.Process("slow")]
+    spec = spec_of([one.url for one in servers])
+
+    async def kill() -> None:
+        await asyncio.sleep(0.5)
+        servers[0].kill()
+
+    try:
+        trajectories = played(spec, 8, kill)
+        ends = Counter(one.stop_reason for one in trajectories)
+        assert set(ends) == {StopReason.ENV_FAILED, StopReason.MAX_TURNS}
+        assert 8 <= ends[StopReason.ENV_FAILED] <= 24
+        for one in trajectories:
+            if one.stop_reason is StopReason.ENV_FAILED:
+                assert one.error is not None and one.error.kind == "EnvLostError" and not one.rewards
+                continue
+            for turn in one.turns:
+                [result] = turn.tool_results
+                assert result.content == str(result.call.arguments["number"])
+
+        # With one server set aside all go to the other; when it is back both are used.
+        async def nothing() -> None:
+            pass
+
+        again = played(spec, 2, nothing)
+        assert {one.stop_reason for one in again} == {StopReason.MAX_TURNS}
+    finally:
+        for server in servers:
+            server.kill()
+
+
+def test_a_server_that_is_started_anew_is_found_again() -> None:
+    first = foreign.Process("slow")
+    spec = spec_of(first.url)
+    second: list[foreign.Process] = []
+
+    async def restart() -> None:
+        await asyncio.sleep(0.4)
+        first.kill()
+        second.append(await asyncio.to_thread(foreign.Process, "slow", first.port))
+
+    async def nothing() -> None:
+        pass
+
+    try:
+        ends = Counter(one.stop_reason for one in played(spec, 2, restart))
+        assert ends == {StopReason.ENV_FAILED: 8}
+        assert {one.stop_reason for one in played(spec, 2, nothing)} == {StopReason.MAX_TURNS}
+    finally:
+        for server in second:
+            server.kill()

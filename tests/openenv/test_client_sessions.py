@@ -1,0 +1,305 @@
+"""Servers that `openenv.core` runs, played as environments of ours: tools, what is shown, what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.openenv import foreign
+from tests.openenv.serving import Serving, running
+
+from turnwise.envs.registry import make
+from turnwise.envs.session import Session
+from turnwise.errors import EnvError, EnvHungError, EnvSpecError
+from turnwise.openenv.client.remote import RemoteSpec
+from turnwise.types import Message, Step, ToolCall
+
+
+@pytest.fixture(scope="module")
+def guess() -> Iterator[Serving]:
+    with running(foreign.guess_app()) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def shop() -> Iterator[Serving]:
+    with running(foreign.shop_app()) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def chatter() -> Iterator[Serving]:
+    with running(foreign.chatter_app()) as server:
+        yield server
+
+
+def spec_of(server: Serving | str, **args: Any) -> RemoteSpec:
+    spec = make(str(server), args=args)
+    assert isinstance(spec, RemoteSpec)
+    return spec
+
+
+def call(name: str, **arguments: Any) -> ToolCall:
+    return ToolCall(name=name, arguments=arguments)
+
+
+def played(spec: RemoteSpec, *acts: ToolCall | str, seed: int = 3, task: Any = None) -> list[Any]:
+    """The first messages, then what each act is answered with."""
+
+    async def main() -> list[Any]:
+        session = await spec.open(spec.limits)
+        try:
+            first = await session.reset(task or {}, seed)
+            return [first, *[await _answer(session, act) for act in acts]]
+        finally:
+            await session.close()
+
+    return asyncio.run(main())
+
+
+async def _answer(session: Session, act: ToolCall | str) -> Any:
+    return await (session.step(Message.assistant(act)) if isinstance(act, str) else session.call(act))
+
+
+# -- typed actions --------------------------------------------------------------------------------------
+
+
+def test_a_typed_action_becomes_one_tool(guess: Serving) -> None:
+    [tool] = spec_of(guess).remote.tools
+    assert (tool.name, tool.description) == ("guess", "Say a number.")
+    assert tool.parameters == {
+        "type": "object",
+        "properties": {
+            "number": {"type": "integer", "minimum": 0, "maximum": 9, "description": "The guess."},
+            "mood": {"type": "string", "enum": ["calm", "bold"], "default": "calm"},
+        },
+        "required": ["number"],
+        "additionalProperties": False,
+    }
+
+
+def test_an_episode(guess: Serving) -> None:
+    first, low, right = played(spec_of(guess), call("guess", number=1), call("guess", number=3))
+    assert first == (Message.user("Guess a number from 0 to 9."),)
+    assert (low.content, low.error, low.step) == ("higher", None, Step("higher", reward=0.0))
+    assert right.step == Step("right", reward=1.0, terminated=True)
+
+
+def test_what_resets_take(guess: Serving) -> None:
+    spec = spec_of(guess, reset={"low": 4})
+    first, _ = played(spec, call("guess", number=4), seed=0)
+    assert first[0].text == "Guess a number from 4 to 9."
+    assert played(spec, task={"low": 2, "unheard": "of"})[0][0].text == "Guess a number from 2 to 9."
+
+
+@pytest.mark.parametrize(
+    ("made", "error", "told"),
+    [
+        (
+            call("guess"),
+            "bad_arguments",
+            "guess: number is missing; expected an integer at least 0 at most 9.",
+        ),
+        (call("guess", number=10), "bad_arguments", "found 10 (an integer)"),
+        (call("guess", number=1, mood="sad"), "bad_arguments", 'expected one of "calm", "bold"; found "sad"'),
+        (call("guess", number=1, kind="guess"), "bad_arguments", "kind is no parameter"),
+        (call("gess", number=1), "unknown_tool", "There is no tool 'gess'. Available: guess."),
+        (
+            ToolCall(name="guess", arguments={}, error="no JSON", raw="{"),
+            "malformed",
+            "The tool call could not be read: no JSON. The form is guess(number: an integer",
+        ),
+    ],
+)
+def test_a_wrong_call_never_reaches_the_server(guess: Serving, made: ToolCall, error: str, told: str) -> None:
+    async def main() -> None:
+        spec = spec_of(guess)
+        session = await spec.open(spec.limits)
+        await session.reset({}, 3)
+        result = await session.call(made)
+        assert result.error == error and told in str(result.content) and result.step is None
+        assert (await session.state())["step_count"] == 0  # type: ignore[attr-defined]
+        await session.close()
+
+    asyncio.run(main())
+
+
+def test_what_the_environment_raises_is_told(guess: Serving) -> None:
+    _, failed, after = played(spec_of(guess), call("guess", number=9, mood="bold"), call("guess", number=3))
+    assert (failed.error, failed.content) == ("raised", "guess failed: nine is too bold")
+    assert after.step.terminated
+
+
+# -- MCP tools ------------------------------------------------------------------------------------------
+
+
+def test_mcp_tools(shop: Serving) -> None:
+    spec = spec_of(shop)
+    assert {tool.name: tool.parameters["required"] for tool in spec.remote.tools} == {
+        "price": ["item"],
+        "describe": ["item"],
+        "nap": ["seconds"],
+    }
+    assert spec.remote.tools[0].parameters["properties"]["count"] == {"type": "integer", "default": 1}
+    first, price, said, broken, wrong = played(
+        spec,
+        call("price", item="tea", count=2),
+        call("describe", item="jam"),
+        call("price", item="oil"),
+        call("price", count="two", item="tea"),
+    )
+    assert first == (Message.user("Shop environment"),)  # Its reset says nothing.
+    assert (price.content, price.error) == ("6", None)
+    assert said.content == "It is jam."
+    assert broken.error == "raised" and "'oil'" in broken.content
+    assert wrong.error == "bad_arguments" and "count: expected an integer" in wrong.content
+
+
+# -- what is shown --------------------------------------------------------------------------------------
+
+
+def test_fields_and_differences(chatter: Serving) -> None:
+    whole, _ = played(spec_of(chatter), call("say", message="hi"))
+    assert whole[0].text.startswith('{"prompt":"You chat.","messages":[{"sender_id":-1')
+    first, step = played(spec_of(chatter, show="messages"), call("say", message="hi"))
+    assert (first[0].text, step.content) == ("Say anything.", "Say anything.\nhi\nYou said hi.")
+    first, *steps = played(
+        spec_of(chatter, show=["prompt", "messages"], cumulative=True),
+        call("say", message="hi"),
+        call("say", message="ho"),
+    )
+    assert first[0].text == "You chat.\nSay anything."
+    assert [step.content for step in steps] == ["hi\nYou said hi.", "ho\nYou said ho."]
+
+
+def test_replies_as_actions(chatter: Serving) -> None:
+    spec = spec_of(chatter, reply="message", show="messages", cumulative=True)
+    assert spec.remote.tools == ()
+    _, step, empty = played(spec, "hi", "")
+    assert step == Step("hi\nYou said hi.", reward=0.5)
+    assert empty.info == {"error": "bad_arguments"} and "at least 1 characters" in empty.observation
+
+
+def test_a_second_episode_begins_anew(chatter: Serving) -> None:
+    async def main() -> list[str]:
+        spec = spec_of(chatter, show="messages", cumulative=True)
+        session = await spec.open(spec.limits)
+        said = []
+        for _ in range(2):
+            said.append((await session.reset({}, 0))[0].text)
+            await session.call(call("say", message="hi"))
+            assert await session.reward() == {}
+        await session.close()
+        return said
+
+    assert asyncio.run(main()) == ["Say anything."] * 2
+
+
+# -- specs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        ({"shwo": "text"}, "args.shwo: a server has no such argument; did you mean 'show'"),
+        ({"low": 3}, "what its reset takes is written args.reset.low"),
+        ({"patience": 0}, "args.patience: Input should be greater than 0; found 0"),
+        ({"reply": "words"}, "args.reply: the action has no field 'words'; it has number, mood"),
+        ({"reply": "mood"}, "args.reply: a reply is 'mood' alone, and actions need number too"),
+        ({"token": "$TURNWISE_NO_SUCH"}, "the environment variable \\$TURNWISE_NO_SUCH is not set"),
+    ],
+)
+def test_wrong_args(guess: Serving, args: dict[str, Any], problem: str) -> None:
+    with pytest.raises(EnvSpecError, match=problem):
+        spec_of(guess, **args)
+
+
+def test_a_field_that_is_not_there(guess: Serving) -> None:
+    with pytest.raises(EnvError, match=r"no field 'board', which args.show names; it has text, left"):
+        played(spec_of(guess, show="board"))
+
+
+def test_fingerprints_follow_what_is_shown_and_not_the_address(guess: Serving, chatter: Serving) -> None:
+    with running(foreign.guess_app()) as other:
+        assert spec_of(guess).fingerprint == spec_of(other).fingerprint
+    prints = {
+        spec_of(guess).fingerprint,
+        spec_of(guess, reset={"low": 1}).fingerprint,
+        spec_of(guess, show="text").fingerprint,
+        spec_of(chatter).fingerprint,
+    }
+    assert len(prints) == 4
+    assert spec_of(guess, headers={"X": "1"}, patience=5.0).fingerprint in prints
+
+
+def test_no_server() -> None:
+    with pytest.raises(EnvSpecError, match=r"no server answers at http://127.0.0.1:9 .*turnwise env serve"):
+        make("http://127.0.0.1:9", args={"patience": 0.1})
+
+
+def test_servers_that_differ(guess: Serving, chatter: Serving) -> None:
+    with pytest.raises(EnvSpecError, match=r"serves .Guess. and .* serves .Chatter."):
+        make([guess.url, chatter.url])
+
+
+# -- deadlines ------------------------------------------------------------------------------------------
+
+
+def test_a_hung_call_is_never_answered_by_the_next(guess: Serving) -> None:
+    """The reply that comes late is dropped, and the next episode has a connection of its own."""
+    with running(foreign.slow_app()) as server:
+
+        async def main() -> None:
+            spec = spec_of(server)
+            session = await spec.open(replace(spec.limits, call_seconds=0.2))
+            await session.reset({}, 7)
+            with pytest.raises(EnvHungError, match=r"no answer to step within 0.2 s"):
+                await session.call(call("slow", number=14))
+            assert not session.alive
+            assert (await session.reset({}, 5))[0].text == "5"
+            assert session.alive
+            result = await session.call(call("slow", number=20))
+            assert result.step == Step("20", reward=20.0)
+            await session.close()
+
+        asyncio.run(main())
+
+
+def test_what_is_cancelled_is_never_answered_by_the_next() -> None:
+    with running(foreign.slow_app()) as server:
+
+        async def main() -> None:
+            spec = spec_of(server)
+            session = await spec.open(spec.limits)
+            await session.reset({}, 7)
+            calling = asyncio.ensure_future(session.call(call("slow", number=13)))
+            await asyncio.sleep(0.05)
+            calling.cancel()
+            await asyncio.wait((calling,))
+            assert not session.alive
+            # Even on the same connection the reply would be dropped: the line keeps its place.
+            result = await session.call(call("slow", number=30))
+            assert result.step == Step("30", reward=30.0)
+            assert session.alive
+            await session.close()
+
+        asyncio.run(main())
+
+
+def test_sessions_are_closed_on_the_server() -> None:
+    with running(foreign.guess_app()) as server:
+        spec = spec_of(server)
+        before = len(foreign.Guess.made)
+
+        async def main() -> None:
+            sessions: list[Session] = await asyncio.gather(*(spec.open(spec.limits) for _ in range(20)))
+            await asyncio.gather(*(session.close() for session in sessions))
+            await sessions[0].close()
+
+        asyncio.run(main())
+        made = foreign.Guess.made[before:]
+        assert len(made) == 20 and all(one.closed for one in made)
+        assert spec.remote.servers.busy == {server.url: 0}

@@ -130,6 +130,10 @@ class EnvSocket:
             timer.cancel()
         return reply
 
+    def abort(self) -> None:
+        """Drop the connection without a word, as a client does whose machine is gone."""
+        self._line.transport.abort()
+
     async def close(self) -> None:
         """Say goodbye and close, within bounds. Never raises; may be called twice."""
         line = self._line

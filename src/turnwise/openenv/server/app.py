@@ -19,6 +19,7 @@ from turnwise.errors import TurnwiseError
 from turnwise.openenv.page import page_routes
 from turnwise.openenv.served import Served
 from turnwise.openenv.server.access import Access
+from turnwise.openenv.server.direct import DirectWebSocket
 from turnwise.openenv.server.http import about_router, control_router, failed, invalid
 from turnwise.openenv.server.mcp import Mcp, McpSocket
 from turnwise.openenv.server.sessions import Sessions
@@ -79,7 +80,7 @@ def uvicorn_config(app: FastAPI, *, host: str, port: int, **more: Any) -> uvicor
         app,
         host=host,
         port=port,
-        ws="websockets-sansio",
+        ws=DirectWebSocket,
         ws_per_message_deflate=False,
         ws_max_size=settings.max_frame,
         ws_ping_interval=settings.ping_interval,

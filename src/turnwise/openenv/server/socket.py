@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
-from starlette.types import Message as Event
 from starlette.types import Receive, Scope, Send
 
 from turnwise.errors import EnvError, TurnwiseError, message_of
 from turnwise.openenv import wire
+from turnwise.openenv.server.direct import EXTENSION, DirectWebSocket
 from turnwise.openenv.server.sessions import CapacityError, Live, Sessions
 
 NORMAL, POLICY, TOO_BIG = 1000, 1008, 1009
@@ -47,18 +47,20 @@ class Socket:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        await Connection(self, receive, send).serve()
+        await Connection(self, receive, send, scope.get("extensions", {}).get(EXTENSION)).serve()
 
 
 class Connection:
     """One socket and its session."""
 
-    def __init__(self, endpoint: Socket, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, endpoint: Socket, receive: Receive, send: Send, direct: DirectWebSocket | None = None
+    ) -> None:
         self.sessions, self.mcp = endpoint.sessions, endpoint.mcp
         self.settings = endpoint.sessions.settings
         self._agents_only = self.settings.mode == "production"
-        self._receive, self._send = receive, send
-        self._ahead: deque[Event] = deque()
+        self._receive, self._send, self._direct = receive, send, direct
+        self._ahead: deque[str | bytes | None] = deque()
         self._arrived = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
         """Set once requests are read ahead; from then on it alone receives."""
@@ -73,6 +75,8 @@ class Connection:
         if (await self._receive())["type"] != "websocket.connect":
             return
         await self._send({"type": "websocket.accept"})
+        if self._direct is not None:
+            self._direct.claim()
         self._task = asyncio.current_task()
         live = None
         try:
@@ -107,12 +111,9 @@ class Connection:
     async def _play(self, live: Live) -> None:
         rate, max_frame = self.settings.rate, self.settings.max_frame
         while True:
-            event = await self._next()
-            if event["type"] != "websocket.receive" or self._ended:
+            text = await (self._hear() if self._reader is None else self._next())
+            if text is None or self._ended:
                 return
-            text = event.get("text")
-            if text is None:
-                text = event["bytes"]
             if len(text) > max_frame:
                 await self._fail("SESSION_ERROR", f"a frame has at most {max_frame} bytes", closing=TOO_BIG)
                 return
@@ -126,7 +127,9 @@ class Connection:
             if reply is None:
                 await self.end(NORMAL)
                 return
-            if reply:
+            if reply and self._direct is not None:
+                await self._direct.send_direct(reply.encode())
+            elif reply:
                 await self._send({"type": "websocket.send", "text": reply})
 
     async def _answer(self, live: Live, text: str | bytes) -> str | None:
@@ -188,9 +191,17 @@ class Connection:
     def _told(self, code: wire.Code, message: str, **more: Any) -> str:
         return wire.error(code, message, **more)
 
-    async def _next(self) -> Event:
-        if self._reader is None:
-            return await self._receive()
+    async def _hear(self) -> str | bytes | None:
+        """The next frame; None if the client has left."""
+        event = await (self._receive() if self._direct is None else self._direct.receive_direct())
+        if type(event) is bytes:
+            return event
+        if event["type"] != "websocket.receive":
+            return None
+        text: str | None = event.get("text")
+        return event["bytes"] if text is None else text
+
+    async def _next(self) -> str | bytes | None:
         while not self._ahead:
             self._arrived.clear()
             await self._arrived.wait()
@@ -198,10 +209,10 @@ class Connection:
 
     async def _read(self) -> None:
         while True:
-            event = await self._receive()
-            self._ahead.append(event)
+            text = await self._hear()
+            self._ahead.append(text)
             self._arrived.set()
-            if event["type"] != "websocket.receive":
+            if text is None:
                 self._left = self._ended = True
                 if self._calling and self._task is not None:
                     self._task.cancel()

@@ -1,0 +1,142 @@
+"""`DirectWebSocket`: uvicorn's WebSocket protocol with a short way for what nearly all frames are.
+
+A whole, masked, uncompressed text frame that arrives alone goes to the session as it is, and its reply to the
+transport; handshakes, fragments, control frames and everything else take uvicorn's own way. It saves half of
+what a step costs. Only `turnwise.openenv.server.socket` asks for it, through the scope's extensions; other
+endpoints of the same application see plain ASGI, as this one does under any other server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any, cast
+
+from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # Built without its C extension.
+    from websockets.utils import apply_mask
+
+EXTENSION = "turnwise.direct"
+"""Of the scope: the protocol itself."""
+TEXT = 0x81
+"""First byte of a whole, uncompressed text frame (RFC 6455, 5.2)."""
+MASKED = 0x80
+
+
+class DirectWebSocket(WebSocketsSansIOProtocol):
+    """One connection; uvicorn makes it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.queue: Events = Events()  # type: ignore[assignment]  # All that uvicorn asks of one.
+        self._direct = False
+        self._whole = False
+        """Whether the parser waits for the beginning of a message."""
+        self._max_size = self.config.ws_max_size
+
+    def handle_connect(self, event: Request) -> None:
+        """Offer the short way to whoever answers; its task has not begun yet."""
+        super().handle_connect(event)
+        if self.response.status_code == 101:
+            cast(dict[str, Any], self.scope["extensions"])[EXTENSION] = self
+
+    def claim(self) -> None:
+        """Take the short way from now on, if nothing was compressed."""
+        self._direct = not self.conn.extensions
+        self._whole = self._between_messages()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the client: one text frame as a rule."""
+        size = len(data)
+        if self._whole and size > 6 and data[0] == TEXT:
+            length, at = data[1] - MASKED, 6
+            if length == 126:
+                length, at = (data[2] << 8) | data[3], 8
+            elif length == 127:
+                length, at = int.from_bytes(data[2:10], "big"), 14
+            if at + length == size and length <= self._max_size:
+                self._deliver(apply_mask(data[at:], data[at - 4 : at]))
+                return
+        super().data_received(data)
+        if self._direct:
+            self._whole = self._between_messages()
+
+    def _between_messages(self) -> bool:
+        if self.frames:
+            return False  # A message of several fragments has begun.
+        waiting: Any = self.conn.parser
+        while waiting.gi_yieldfrom is not None:
+            waiting = waiting.gi_yieldfrom
+        return bool(waiting.__name__ == "at_eof")  # Anywhere else it is inside of a frame.
+
+    def _deliver(self, text: bytes) -> None:
+        if self.close_sent:
+            return
+        if not self.queue.put_nowait(text) and not self.read_paused:
+            self.read_paused = True  # The session is at work: the rest may wait in the kernel.
+            self.transport.pause_reading()
+
+    async def receive_direct(self) -> Any:
+        """The next frame's text, or an ASGI event."""
+        item = await self.queue.get()
+        if self.read_paused and self.queue.empty():
+            self.read_paused = False
+            self.transport.resume_reading()
+        return item
+
+    async def send_direct(self, text: bytes) -> None:
+        """Send a text frame.
+
+        Raises:
+            ClientDisconnected: Nobody is there any more.
+        """
+        if not self.writable.is_set():
+            await self.writable.wait()
+        if self.disconnected or self.close_sent or self.transport.is_closing():
+            raise ClientDisconnected
+        size = len(text)
+        if size < 126:
+            head = bytes((TEXT, size))
+        elif size < 65536:
+            head = bytes((TEXT, 126, size >> 8, size & 0xFF))
+        else:
+            head = b"\x81\x7f" + size.to_bytes(8, "big")
+        self.transport.write(head + text)
+
+
+class Events:
+    """A queue with one reader, who as a rule waits already."""
+
+    __slots__ = ("_items", "_waiter")
+
+    def __init__(self) -> None:
+        self._items: deque[Any] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put_nowait(self, item: Any) -> bool:
+        """Add one; whether the reader was waiting for it."""
+        self._items.append(item)
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return False
+        waiter.set_result(None)
+        return True
+
+    async def get(self) -> Any:
+        """The oldest."""
+        while not self._items:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._items.popleft()
+
+    def empty(self) -> bool:
+        """Whether there is none."""
+        return not self._items

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainingArguments
 
 from tests.compat.trainers import ROWS, Events, config, longer, model, trainer, weights
 from tests.support.tokenizers import tiny_tokenizer
-from turnwise import GRPOTrainer
+from turnwise import GRPOTrainer, RLOOConfig
 from turnwise.errors import RecipeError
 
 
@@ -210,3 +210,26 @@ def test_arguments_of_other_trainers_are_refused_with_a_hint(tmp_path: Path) -> 
     optimizer = torch.optim.SGD(model().parameters())
     with pytest.raises(RecipeError, match=r"args.optim"):
         trainer(tmp_path, optimizers=(optimizer, None))
+
+
+@pytest.mark.parametrize("other", [TrainingArguments, RLOOConfig])
+def test_arguments_of_another_class_are_refused_by_name(tmp_path: Path, other: type) -> None:
+    with pytest.raises(TypeError, match=rf"takes a turnwise.GRPOConfig.*found {other.__name__}"):
+        GRPOTrainer(model(), longer, other(output_dir=str(tmp_path), report_to="none"), ROWS)
+
+
+def test_trls_own_arguments_are_taken(tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl")
+    given = trl.GRPOConfig(
+        output_dir=str(tmp_path), max_steps=1, num_generations=2, report_to="none", use_cpu=True, bf16=False,
+        max_completion_length=4, disable_tqdm=True, load_best_model_at_end=True, eval_strategy="steps",
+        eval_steps=1, save_strategy="steps", save_steps=1,
+    )  # fmt: skip
+    made = GRPOTrainer(model(), longer, given, ROWS, ROWS[:1], processing_class=tiny_tokenizer())
+    assert made.train().global_step == 1
+    assert made.state.best_metric is not None
+
+
+def test_a_tracker_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"report_to: None is not supported.*'none' reports to none"):
+        trainer(tmp_path, report_to="None")

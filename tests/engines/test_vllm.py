@@ -293,7 +293,7 @@ def test_a_server_that_lacks_a_flag_is_told_which(
     asyncio.run(main())
 
 
-def test_another_model_and_no_server_are_said_at_once(tmp_path: Path) -> None:
+def test_another_model_and_no_server_are_said_at_once(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with fake_vllm() as fake:
             other = Qwen3Config(vocab_size=65)
@@ -301,6 +301,7 @@ def test_another_model_and_no_server_are_said_at_once(tmp_path: Path) -> None:
                 await VllmEngine.connect([fake.url], model="some/model", config=other, start_seconds=1)
         with pytest.raises(EngineError, match="turnwise vllm up"):
             await VllmEngine.connect([fake.url], model="some/model", config=CONFIG, start_seconds=0.3)
+        assert caplog.text.count(f"waiting for the vLLM server {fake.url}, up to 0.3 s") == 1
 
     asyncio.run(main())
 

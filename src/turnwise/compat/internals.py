@@ -102,6 +102,19 @@ def _told(trainer: type, names: list[str]) -> str:
     return f"{trainer.__name__} overrides what Turnwise's trainers do not have:\n  " + "\n  ".join(hints)
 
 
+def need_config(trainer: object, args: object, name: str) -> None:
+    """Refuse arguments of another trainer: those of this one, ours or TRL's own, are of a class of this name.
+
+    Raises:
+        TypeError: They are others.
+    """
+    if all(base.__name__ != name for base in type(args).__mro__):
+        raise TypeError(
+            f"args: {type(trainer).__name__} takes a turnwise.{name}, which has every field of transformers' "
+            f"TrainingArguments and its own; found {type(args).__name__}"
+        )
+
+
 def hinted(init: Made) -> Made:
     """A constructor that says of a keyword of another trainer what to use in its place."""
     known = inspect.signature(init).parameters

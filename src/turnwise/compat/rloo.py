@@ -48,6 +48,8 @@ class RLOOTrainer(OnlineTrainer):
         TypeError: A subclass overrides what is not called here, or a keyword is of another trainer.
     """
 
+    config_name = "RLOOConfig"
+
     @hinted
     def __init__(
         self,

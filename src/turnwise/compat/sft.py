@@ -19,7 +19,7 @@ from turnwise.compat.arguments import SFTConfig
 from turnwise.compat.attributes import Rows
 from turnwise.compat.best import SPEEDS, check_metric
 from turnwise.compat.course import Course, CoursePlan, batches, shuffled
-from turnwise.compat.internals import KEYWORDS, hinted
+from turnwise.compat.internals import KEYWORDS, hinted, need_config
 from turnwise.compat.lessonbook import LessonBook
 from turnwise.compat.lessons import ENV, Lesson, Lessons, packed, truncated
 from turnwise.compat.loop import Loop
@@ -103,7 +103,7 @@ class SFTTrainer(RunTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )  # fmt: skip
-        settings = _config(args, model)
+        settings = _config(self, args, model)
         set_seed(settings.seed)
         live = load_policy(
             model,
@@ -355,13 +355,14 @@ def _template(path: str) -> str:
     return Path(path).read_text(encoding="utf-8")
 
 
-def _config(args: SFTConfig | TrainingArguments | None, model: Any) -> Any:
+def _config(trainer: object, args: SFTConfig | TrainingArguments | None, model: Any) -> Any:
     """The arguments, where plain ``TrainingArguments`` or none are given too."""
     if args is None:
         name = model if isinstance(model, str) else name_of(model)
         return SFTConfig(output_dir=f"{name.rstrip('/').split('/')[-1]}-SFT")
     if type(args) is TrainingArguments:
         return SFTConfig(**{**args.to_dict(), "hub_token": args.hub_token})
+    need_config(trainer, args, "SFTConfig")
     return args
 
 

@@ -132,6 +132,8 @@ def _tracker(name: str) -> TrainerCallback:
         if name in _OURS:
             return _OURS[name]()
         return get_reporting_integration_callbacks([name])[0]()
+    except ValueError as unknown:
+        raise RecipeError(f"report_to: {unknown} 'none' reports to none") from None
     except RuntimeError as missing:  # What transformers raises without the package.
         if name in _OURS:
             raise MissingExtraError(name, name, f"report_to={name}") from missing

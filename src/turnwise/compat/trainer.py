@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import speed_metrics
@@ -24,6 +24,7 @@ from turnwise.compat.best import by_reward, check_played
 from turnwise.compat.completions import show_completions
 from turnwise.compat.environments import PLACEHOLDER, environments, need_a_reward, rows_by_environment
 from turnwise.compat.evaluation import orders_of, play_rows
+from turnwise.compat.internals import need_config
 from turnwise.compat.logbook import Logbook
 from turnwise.compat.loop import Loop
 from turnwise.compat.metrics import Metrics, tokens_of
@@ -49,6 +50,8 @@ class OnlineTrainer(OnlineAttributes, RunTrainer):
     """Plays, rewards and learns; see `turnwise.compat.grpo.GRPOTrainer` for the arguments."""
 
     stage = STAGE
+    config_name: ClassVar[str]
+    """Of the class of its arguments."""
     book: Logbook
 
     def __init__(
@@ -68,6 +71,7 @@ class OnlineTrainer(OnlineAttributes, RunTrainer):
         rollout_func: Callable[..., Any] | None,
         environment_factory: Any,
     ) -> None:
+        need_config(self, args, self.config_name)
         set_seed(args.seed)
         live = load_policy(
             model,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ import orjson
 from turnwise.engines.vllm_answer import Drawn, drawn_of
 from turnwise.errors import EngineError
 from turnwise.types import Sampling
+
+log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 10.0
 """To reach a server that listens."""
@@ -72,7 +75,7 @@ class VllmServer:
             EngineError: It is not, after so long.
         """
         loop = asyncio.get_running_loop()
-        until = loop.time() + seconds
+        until, told = loop.time() + seconds, False
         while True:
             try:
                 await self._ask("GET", "/health")
@@ -84,6 +87,9 @@ class VllmServer:
                         "`turnwise vllm up MODEL`, or correct engine.urls; one that needs longer: "
                         "engine.start_seconds"
                     ) from error
+                if not told:
+                    log.warning("waiting for the vLLM server %s, up to %g s: %s", self.url, seconds, error)
+                told = True
             await asyncio.sleep(min(1.0, seconds / 10))
 
     async def describe(self) -> None:

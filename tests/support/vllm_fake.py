@@ -63,6 +63,8 @@ class FakeVllm:
     spoil: str = ""
     """What to leave out of answers: ``logprob``, ``version``, ``early`` (ends for no reason)."""
     hardware_fails: bool = False
+    mute: str = ""
+    """Routes that begin with this are never answered."""
     adapters: dict[str, str] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -237,6 +239,8 @@ class FakeVllm:
                 fields = {k.lower(): v for k, _, v in (one.partition(": ") for one in headers if one)}
                 raw = await reader.readexactly(int(fields.get("content-length", 0)))
                 status = 200
+                while self.mute and target.startswith(self.mute):
+                    await asyncio.sleep(self.tick)
                 try:
                     found = await self.answer(method, target, json.loads(raw) if raw else {})
                 except Refused as error:

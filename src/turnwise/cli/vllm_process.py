@@ -85,9 +85,7 @@ class ServerProcess:
         """Whether that process still is this server: ids are given out again."""
         with suppress(ChildProcessError):  # Not ours to wait for where another process started it.
             os.waitpid(self.pid, os.WNOHANG)
-        shown = subprocess.run(
-            ["ps", "-ww", "-o", "command=", "-p", str(self.pid)], capture_output=True, text=True, check=False
-        ).stdout
+        shown = _command_of(self.pid)
         return MODULE in shown and f"--port {self.port} " in shown
 
     def wait(self) -> int:
@@ -195,6 +193,16 @@ def running() -> Iterator[ServerProcess]:
             yield server
         else:
             note.unlink(missing_ok=True)
+
+
+def _command_of(pid: int) -> str:
+    """A process's command line; nothing where it has ended."""
+    if Path("/proc/self").exists():
+        with suppress(OSError):
+            return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        return ""
+    command = ["ps", "-ww", "-o", "command=", "-p", str(pid)]  # Not on Linux.
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 def _note(port: int) -> Path:

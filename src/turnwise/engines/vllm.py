@@ -26,14 +26,15 @@ import tempfile
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from turnwise.engines.request import make_request
 from turnwise.engines.vllm_answer import Drawn, finish_of, seed_of
+from turnwise.engines.vllm_flights import Flight, watch, why_silent
 from turnwise.engines.vllm_placement import Placement
-from turnwise.engines.vllm_server import NothingSampledError, VllmServer
+from turnwise.engines.vllm_server import NothingSampledError, StrangerError, VllmServer
 from turnwise.engines.vllm_tenancy import Adapters, WholeModel
 from turnwise.engines.vllm_weights import Start, holder_name, route_of
 from turnwise.errors import EngineError
@@ -45,19 +46,6 @@ PATIENCE_SECONDS = 30.0
 """How long a request that no server takes is offered again."""
 CLOSE_SECONDS = 30.0
 """How long the end of an engine waits for servers to be left in order."""
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Flight:
-    """A request that a server is at."""
-
-    server: VllmServer
-    session: str | None
-    name: str
-    version: int
-    """Asked for."""
-    moved: bool = False
-    """It was ended by us, to go on as another request."""
 
 
 class VllmEngine:
@@ -86,12 +74,13 @@ class VllmEngine:
         self._servers, self._tenancy = list(servers), tenancy
         self._vocabulary, self._request_seconds, self._scratch = vocabulary, request_seconds, scratch
         self._placement = Placement(servers)
-        self._flights: set[_Flight] = set()
+        self._flights: set[Flight] = set()
         self._tasks: set[asyncio.Task[Completion]] = set()
         self._chores: set[asyncio.Task[None]] = set()
         self._going = asyncio.Event()
         self._going.set()
         self._loading = asyncio.Lock()
+        self._watch: asyncio.Task[None] | None = None
         self._closed = False
 
     @classmethod
@@ -169,16 +158,11 @@ class VllmEngine:
                     f"the one, or start the server with --max-model-len {asked}"
                 )
         self.max_context = asked or min(server.max_context for server in self._servers)
+        self._watch = asyncio.ensure_future(watch(self._flights, self._unheard))
         await self._tenancy.claim(self._servers)
         # Some prompt: one of nothing but padding would make all tokens equal.
         probe = [self._vocabulary * n // 17 for n in range(1, 17)][: self.max_context - 1]
-        fit = await asyncio.gather(*(server.cuts_logprobs(probe) for server in self._servers))
-        for server, fits in zip(self._servers, fit, strict=True):
-            if not fits:
-                raise EngineError(
-                    f"{server} gives the logprobs of another distribution than it draws from: start it with "
-                    "--logprobs-mode processed_logprobs (`turnwise vllm up` does)"
-                )
+        await asyncio.gather(*(server.check_logprobs(probe) for server in self._servers))
 
     # -- the protocol -------------------------------------------------------------------------------
 
@@ -215,7 +199,8 @@ class VllmEngine:
         try:
             return await task
         except asyncio.CancelledError:
-            if self._closed and not _asked_to_stop():
+            # Cancelled itself, or only what it waits for?
+            if self._closed and not _this_task().cancelling():
                 raise EngineError("the engine was closed while this request ran") from None
             raise
         finally:
@@ -252,9 +237,9 @@ class VllmEngine:
         self._refuse_closed()
         async with self._loading:
             failures = await self._tenancy.load(self._servers, source, version)
-            self._placement.behind = set(failures)
+            self._placement.behind.clear()
             for server, error in failures.items():
-                log.warning("%s stays behind at version %d: %s", server, version, error)
+                self._leave_behind(server, error)
             if self._tenancy.restarts:
                 await self._restart(lambda flight: flight.version != version)
                 await self._retire()
@@ -264,7 +249,7 @@ class VllmEngine:
         if self._closed:
             return
         self._closed = True
-        for task in self._tasks:
+        for task in (*self._tasks, *([self._watch] if self._watch else ())):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         with suppress(TimeoutError):
@@ -301,7 +286,7 @@ class VllmEngine:
                     cached = drawn.cached_tokens if cached is None else cached
                     finish = finish_of(drawn, rest)
         except TimeoutError as error:
-            raise EngineError(await self._silence()) from error
+            raise EngineError(await why_silent(self._servers, self._request_seconds)) from error
         return Completion(
             ids=ids, logprobs=logprobs, versions=versions, finish=finish, cached_tokens=cached or 0
         )
@@ -315,15 +300,23 @@ class VllmEngine:
             server = self._placement.place(
                 session, (one.server for one in self._flights if one.session is None)
             )
-            flight = _Flight(
-                server=server, session=session, name=secrets.token_hex(16), version=self._tenancy.version
-            )
+            flight = Flight(
+                server=server, session=session, name=secrets.token_hex(16),
+                version=self._tenancy.version, task=_this_task(),
+            )  # fmt: skip
             self._flights.add(flight)
             try:
                 drawn = await server.generate(
                     flight.name, context, sampling, salt=self._tenancy.salt(), model=self._tenancy.model()
                 )
+                versions = [self._tenancy.version_of(server, label, flight.version) for label in drawn.labels]
                 break
+            except StrangerError as error:
+                # It gets nothing before it has the next weights; what it drew is nobody's.
+                self._leave_behind(server, error)
+                if not self._placement.current:
+                    raise
+                continue
             except NothingSampledError as error:
                 if time.monotonic() >= until:
                     raise EngineError(
@@ -332,7 +325,9 @@ class VllmEngine:
                 self._placement.shun(server)
             except asyncio.CancelledError:
                 self._chore(self._abort(server, [flight]))
-                raise
+                if not flight.given_up():
+                    raise
+                until = time.monotonic() + PATIENCE_SECONDS
             finally:
                 self._flights.discard(flight)
                 if self._tenancy.restarts and flight.version != self._tenancy.version:
@@ -343,22 +338,11 @@ class VllmEngine:
             raise EngineError(
                 f"{server} was told by somebody else to end the request after {len(drawn.ids)} tokens"
             )
-        return drawn, [self._tenancy.version_of(server, label, flight.version) for label in drawn.labels]
-
-    async def _silence(self) -> str:
-        """Why there was no reply in time."""
-        text = f"no reply within engine.request_seconds={self._request_seconds:g}"
-        for server in self._servers:
-            with suppress(EngineError):
-                reason = await server.idle_reason()
-                if reason is not None:
-                    path = "wake_up" if reason == "asleep" else "resume"
-                    return f"{text}: {server} is {reason}; POST {server}/{path}"
-        return f"{text}; a longer one needs a higher limit, or fewer episodes at once"
+        return drawn, versions
 
     # -- requests that are ended --------------------------------------------------------------------
 
-    async def _restart(self, which: Callable[[_Flight], bool]) -> None:
+    async def _restart(self, which: Callable[[Flight], bool]) -> None:
         """End our own requests where they are; their replies go on as new ones."""
         moving = [flight for flight in self._flights if which(flight)]
         for flight in moving:
@@ -366,12 +350,28 @@ class VllmEngine:
         for server in {flight.server for flight in moving}:
             await self._abort(server, [flight for flight in moving if flight.server is server])
 
-    async def _abort(self, server: VllmServer, flights: Sequence[_Flight]) -> None:
+    async def _abort(self, server: VllmServer, flights: Sequence[Flight]) -> None:
         try:
             await server.abort([flight.name for flight in flights])
         except EngineError as error:
             # They end by themselves, with what they were asked for.
             log.info("%d requests were not ended: %s", len(flights), error)
+
+    def _leave_behind(self, server: VllmServer, error: EngineError) -> None:
+        """A server has not got the present weights: requests that are still there are asked of others."""
+        log.warning("%s gets no requests before it has the next weights: %s", server, error)
+        self._placement.behind.add(server)
+        self._lose(server)
+
+    def _unheard(self, server: VllmServer, error: EngineError) -> None:
+        log.warning("%s hangs, and its requests are asked of others: %s", server, error)
+        self._placement.shun(server)
+        self._lose(server)
+
+    def _lose(self, server: VllmServer) -> None:
+        for flight in self._flights:
+            if flight.server is server and flight.task is not asyncio.current_task():
+                flight.lose()
 
     async def _retire(self) -> None:
         """Forget versions that nothing draws from any more."""
@@ -394,7 +394,7 @@ class VllmEngine:
             raise EngineError("the engine is closed")
 
 
-def _asked_to_stop() -> bool:
-    """Whether the running task is being cancelled itself, and not only what it waits for."""
+def _this_task() -> asyncio.Task[Any]:
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    assert task is not None
+    return task

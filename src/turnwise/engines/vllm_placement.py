@@ -22,6 +22,11 @@ class Placement:
         self.behind: set[VllmServer] = set()
         """Servers that missed the present weights."""
 
+    @property
+    def current(self) -> list[VllmServer]:
+        """Servers with the present weights."""
+        return [server for server in self._servers if server not in self.behind]
+
     def place(self, session: str | None, busy: Iterable[VllmServer]) -> VllmServer:
         """The server for a session's next request, or for one without a session.
 
@@ -30,7 +35,7 @@ class Placement:
             busy: The server of each request under way that has no session.
         """
         now = time.monotonic()
-        current = [server for server in self._servers if server not in self.behind]
+        current = self.current or self._servers
         fit = [one for one in current if now - self._unreached.get(one, -SHUN_SECONDS) >= SHUN_SECONDS]
         home = None if session is None else self._home.get(session)
         if home is not None and (home in fit or (not fit and home in current)):

@@ -28,6 +28,7 @@ ASK_SECONDS = 60.0
 """For an answer to a question about its state."""
 CONTROL_SECONDS = 900.0
 """For weights: a large model takes minutes to read."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _NO_ADAPTER = "No adapter found"
 _SEED_BITS = (1 << 63) - 1
 
@@ -37,7 +38,11 @@ class NothingSampledError(EngineError):
 
 
 class ServerLostError(EngineError):
-    """A server went away while it was at something: what was sampled is lost."""
+    """A server went away while it was at something, or says nothing: what was sampled is lost."""
+
+
+class StrangerError(EngineError):
+    """A server has not got this run's weights any more: it was started anew, or another took it."""
 
 
 class VllmServer:
@@ -59,6 +64,8 @@ class VllmServer:
             base_url=self.url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(ASK_SECONDS, connect=CONNECT_SECONDS, pool=None),
+            # A proxy of this machine does not lead to the machine itself.
+            trust_env=httpx.URL(self.url).host not in LOOPBACK,
             # uvicorn drops idle connections after 5 s: one that is about to go must not be used again.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0),
         )
@@ -78,9 +85,9 @@ class VllmServer:
         until, told = loop.time() + seconds, False
         while True:
             try:
-                await self._ask("GET", "/health")
+                await self.ping(min(ASK_SECONDS, max(1.0, until - loop.time())))
                 return
-            except NothingSampledError as error:
+            except (NothingSampledError, ServerLostError) as error:
                 if loop.time() >= until:
                     raise EngineError(
                         f"no vLLM server answers at {self.url} after {seconds:g} s ({error}). Start one with "
@@ -91,6 +98,14 @@ class VllmServer:
                     log.warning("waiting for the vLLM server %s, up to %g s: %s", self.url, seconds, error)
                 told = True
             await asyncio.sleep(min(1.0, seconds / 10))
+
+    async def ping(self, seconds: float) -> None:
+        """Ask whether it is there.
+
+        Raises:
+            NothingSampledError, ServerLostError: It did not say so in time.
+        """
+        await self._ask("GET", "/health", seconds=seconds)
 
     async def describe(self) -> None:
         """Find out what it serves."""
@@ -195,7 +210,7 @@ class VllmServer:
                     f"{self.url} takes no token ids: start it with --enable-scale-out (`turnwise vllm up` "
                     f"does). It said: {error}"
                 ) from error
-            raise EngineError(
+            raise StrangerError(
                 f"{self.url} does not serve {body['model']!r} any more: {error}. Was it started anew?"
             ) from error
 
@@ -204,16 +219,23 @@ class VllmServer:
         names = [f"generate-tokens-{request}" for request in requests]
         await self._ask("POST", "/inference/v1/abort_requests", {"request_ids": names})
 
-    async def cuts_logprobs(self, prompt_ids: Sequence[int]) -> bool:
-        """Whether its logprobs are those of the distribution that is drawn from.
+    async def check_logprobs(self, prompt_ids: Sequence[int]) -> None:
+        """See that its logprobs are those of the distribution that is drawn from.
 
         Cut to the likeliest token, that has a probability of 1; or of 1/2, 1/3 … where the first are equal,
         which bfloat16 makes of what is close.
+
+        Raises:
+            EngineError: They are not.
         """
         one = Sampling(max_tokens=1, top_k=1)
         drawn = await self.generate("turnwise-probe", prompt_ids, one, salt="probe", seconds=CONTROL_SECONDS)
         equal = math.exp(-drawn.logprobs[0])
-        return equal < 8.5 and abs(equal - round(equal)) < 1e-3
+        if equal > 8.5 or abs(equal - round(equal)) > 1e-3:
+            raise EngineError(
+                f"{self.url} gives the logprobs of another distribution than it draws from: start it with "
+                "--logprobs-mode processed_logprobs (`turnwise vllm up` does)"
+            )
 
     # -- weights ------------------------------------------------------------------------------------
 
@@ -333,7 +355,7 @@ class VllmServer:
                 f"{self.url} cannot be reached: {error or type(error).__name__}"
             ) from error
         except httpx.TimeoutException as error:
-            raise EngineError(f"{self.url} did not answer {path} within {seconds:g} s") from error
+            raise ServerLostError(f"{self.url} did not answer {path} within {seconds:g} s") from error
         except httpx.HTTPError as error:
             raise ServerLostError(
                 f"{self.url} broke off during {path}: {error or type(error).__name__}"

@@ -12,8 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
-from turnwise.engines.vllm_answer import ForeignTokenError
-from turnwise.engines.vllm_server import NothingSampledError, ServerLostError, VllmServer
+from turnwise.engines.vllm_server import NothingSampledError, ServerLostError, StrangerError, VllmServer
 from turnwise.engines.vllm_weights import STARTED_WITH, Label, Parcel, Route, Start
 from turnwise.errors import EngineError, boundary
 from turnwise.types import AdapterSource, WeightSource
@@ -124,13 +123,17 @@ class Tenancy:
             await self.route.send(server, parcel, label)
             # Held requests too: what they have of KV was computed under the weights before.
             await server.forget_kv()
-        except EngineError:
+        except (EngineError, asyncio.CancelledError):
             # Held requests have to end, and none of their tokens may count.
-            with suppress(EngineError):
-                await server.set_label(str(Label(BROKEN, label.version)))
-                await server.resume()
+            await asyncio.shield(self._give_up(server, label))
             raise
         if not self.held:
+            await server.resume()
+
+    async def _give_up(self, server: VllmServer, label: Label) -> None:
+        """Leave a server going whose weights are of two kinds."""
+        with suppress(EngineError):
+            await server.set_label(str(Label(BROKEN, label.version)))
             await server.resume()
 
 
@@ -184,7 +187,7 @@ class WholeModel(Tenancy):
         """What the label says."""
         found = Label.parse(label)
         if found is None or found.holder != self.holder:
-            raise ForeignTokenError(
+            raise StrangerError(
                 f"{server} drew from weights labelled {label!r}, which are not those of this run "
                 f"('{self.holder}'): it was started anew, taken by another run, or failed to take new weights"
             )
@@ -277,7 +280,7 @@ class Adapters(Tenancy):
     def version_of(self, server: VllmServer, label: str, requested: int) -> int:
         """What was asked for: an adapter does not change under its name. Nor may the base below it."""
         if label != self._bases[server]:
-            raise ForeignTokenError(
+            raise StrangerError(
                 f"{server} drew from a base labelled {label!r}, and the adapters of this run are on "
                 f"{self._bases[server]!r}: it was taken by another trainer, or started anew"
             )
@@ -343,6 +346,9 @@ async def evict(url: str) -> list[str]:
         if label is not None and label.holder != FREE:
             await server.set_label(str(Label(FREE, label.version)))
             done.append(f"the lease of {label.holder} has ended")
+        if await server.idle_reason() == "paused":
+            await server.resume()
+            done.append("its requests go on")
         return done or [f"{server} is held by nobody (its weights are labelled {found!r})"]
     finally:
         await server.aclose()

@@ -7,6 +7,7 @@ that run's until it lets go (``turnwise:free:<version>``).
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -60,6 +61,10 @@ def holder_name(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)
 
 
+INDEX = "model.safetensors.index.json"
+PATTERNS = ["*.safetensors", INDEX]
+
+
 class SavedWeights:
     """A `WeightSource` over a model directory, or a model of the Hub.
 
@@ -73,14 +78,22 @@ class SavedWeights:
             from huggingface_hub import snapshot_download
 
             with boundary(EngineError, f"the model '{name}' cannot be had"):
-                directory = Path(snapshot_download(name, revision=revision, allow_patterns=["*.safetensors"]))
+                directory = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
         self.directory = directory.resolve()
-        self.files = sorted(self.directory.glob("*.safetensors"))
+        self.files = sorted(self._shards() or self.directory.glob("*.safetensors"))
         if not self.files:
             raise EngineError(
                 f"{directory} has no safetensors files, which is what a server reads; load the model with "
                 "transformers and save it again"
             )
+
+    def _shards(self) -> set[Path]:
+        """The files of an index; other files beside those are copies in another layout, or adapters."""
+        index = self.directory / INDEX
+        if not index.is_file():
+            return {file for file in (self.directory / "model.safetensors",) if file.is_file()}
+        with boundary(EngineError, f"{index} cannot be read"):
+            return {self.directory / name for name in json.loads(index.read_text())["weight_map"].values()}
 
     def tensors(self) -> Iterator[tuple[str, Any]]:
         """(name, tensor), as they were saved."""

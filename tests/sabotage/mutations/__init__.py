@@ -20,6 +20,7 @@ from tests.sabotage.mutations import (
     store,
     supervised,
     trainer,
+    vllm,
 )
 
 MUTATIONS: tuple[Mutation, ...] = (
@@ -36,4 +37,5 @@ MUTATIONS: tuple[Mutation, ...] = (
     *images.MUTATIONS,
     *supervised.MUTATIONS,
     *trainer.MUTATIONS,
+    *vllm.MUTATIONS,
 )

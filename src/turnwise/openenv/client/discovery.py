@@ -213,13 +213,14 @@ async def _get(client: httpx.AsyncClient, path: str) -> Any:
     url = str(client.base_url).rstrip("/")
     try:
         response = await client.get(path)
-        if response.status_code in (401, 403):
-            raise EnvSpecError(f"{url}: HTTP {response.status_code}: it wants a token; give it as args.token")
-        if response.status_code in (502, 503, 504):
-            raise EnvLostError(f"{url}{path}: HTTP {response.status_code}")
-        return response.json() if response.status_code == 200 else None
     except httpx.HTTPError as cause:
         raise EnvLostError(f"{url}{path}: {cause or type(cause).__name__}") from cause
+    if response.status_code in (401, 403):
+        raise EnvSpecError(f"{url}: HTTP {response.status_code}: it wants a token; give it as args.token")
+    if response.status_code in (502, 503, 504):
+        raise EnvLostError(f"{url}{path}: HTTP {response.status_code}")
+    try:
+        return response.json() if response.status_code == 200 else None
     except ValueError:
         return None
 

@@ -45,12 +45,14 @@ class PeerSession(RemoteSession):
 
     async def reward(self) -> dict[str, float | None]:
         """The environment's own rewards: those that came with the end, else asked for."""
-        self._remote.servers.rest(self)
-        if self._scoring_error is not None:
-            raise ScoringError(self._scoring_error)
-        if self._rewards is None:
-            self._rewards = dict(await self._asked("reward"))
-        return self._rewards
+        try:
+            if self._scoring_error is not None:
+                raise ScoringError(self._scoring_error)
+            if self._rewards is None:
+                self._rewards = dict(await self._asked("reward"))
+            return self._rewards
+        finally:
+            self._remote.servers.rest(self)
 
     async def teacher(self, messages: Sequence[Message]) -> Message:
         """What the environment's demonstrator says."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from turnwise.errors import ImageError, MissingExtraError, StoreError, boundary
 from turnwise.journal import sync_file
-from turnwise.types import ImageBlock, Trajectory
+from turnwise.types import ImageBlock, Kept, Trajectory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -248,7 +248,9 @@ def as_json(image: Image | bytes) -> dict[str, str]:
 
 
 def revived(value: Any) -> Any:
-    """JSON of a row with PIL images where it names some."""
+    """JSON of a row with PIL images where it names some, and the values that it keeps in memory."""
+    if isinstance(value, Kept):
+        return value.value
     if (block := named(value)) is not None:
         return load(block.sha256)
     if isinstance(value, Mapping):

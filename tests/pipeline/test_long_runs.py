@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,11 @@ from turnwise.errors import RecipeError
 from turnwise.learn.learner import Learner
 from turnwise.learn.model import PolicyModel
 from turnwise.pipeline.context import Run
+from turnwise.pipeline.given import Given
 from turnwise.pipeline.rl import _learn
 from turnwise.pipeline.source import GroupSource
 from turnwise.store import RunDir, StepRecord
+from turnwise.types import Kept
 
 
 def test_what_the_checkpoint_has_learned_from_is_not_read_again(tmp_path: Path) -> None:
@@ -44,6 +48,23 @@ def test_what_the_checkpoint_has_learned_from_is_not_read_again(tmp_path: Path) 
     assert [source("catch", n) is None for n in range(7)] == [True] * 6 + [False]
     assert len(source.finished("rl/catch/4")) == 2
     assert source.finished("rl/catch/4") == (), "whoever was given them holds them now"
+
+
+def test_finished_siblings_have_the_row_with_what_it_keeps_in_memory(tmp_path: Path) -> None:
+    directory = RunDir(tmp_path / "run")
+    when = Kept({"type": "python", "class": "datetime.date", "row": 0, "column": "when"}, date(2024, 1, 1))
+    stored = replace(episode("rl/catch/0", 0, 1.0, env="catch"), task={"when": when}, sampling=None)
+    changes = recipe({"rl.groups": {"catch": 1}, "rl.minibatches": 1})
+    run = Run(changes, directory, lambda _: None, Given(tasks={"train": {"catch": [{"when": when}]}}))
+    stored = replace(stored, seed=run.tasks("catch", "train", "rl").seed(0), harness="")
+    with directory.lock():
+        directory.append("rl", stored)
+    assert run.recipe.rl is not None
+    source = GroupSource(run, "rl", run.recipe.rl, {"catch": ""})
+    assert not isinstance(source._played["rl/catch/0"][stored.id].task["when"], Kept)
+    assert source("catch", 0) is not None
+    (one,) = source.finished("rl/catch/0")
+    assert one.task["when"].value == date(2024, 1, 1)
 
 
 def test_groups_of_an_environment_with_a_tilde_in_its_name_are_spent(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from turnwise.errors import EnvSpecError, RecipeError, TaskError
 from turnwise.openenv.client.connect import Connection
 from turnwise.openenv.client.remote import make_spec
 from turnwise.rollout.scoring import RewardFunction
-from turnwise.types import Task
+from turnwise.types import Kept, Task
 
 PROMPTS = "prompts"
 TOOLS = "tools"
@@ -77,29 +77,45 @@ def environments(
 def rows_by_environment(
     rows: Iterable[Task], known: Mapping[str, EnvSpec], *, routed: bool
 ) -> dict[str, list[Task]]:
-    """A data set's rows by the environment that plays them.
+    """A data set's rows by the environment that plays them; see `placed`."""
+    out: dict[str, list[Task]] = {name: [] for name in known}
+    for number, row in enumerate(rows):
+        name, task = placed(row, number, known, routed=routed)
+        out[name].append(task)
+    return out
+
+
+def placed(row: Task, number: int, known: Mapping[str, EnvSpec], *, routed: bool) -> tuple[str, Task]:
+    """The environment that plays a row, and the task that it is.
 
     Args:
-        rows: The data set's.
+        row: Of the data set.
+        number: The row's.
         known: As `environments` made them.
         routed: ``environment_factory`` is a mapping: each row names its environment in a column, which
             ``reset`` does not see. Otherwise a column of this name is one like any other.
 
     Raises:
-        TaskError: A row names none, or an unknown one.
+        TaskError: It names none, or an unknown one; or it keeps in memory what would have to be sent.
     """
     if not routed:
-        [name] = known
-        return {name: [dict(row) for row in rows]}
-    out: dict[str, list[Task]] = {name: [] for name in known}
-    for number, row in enumerate(rows):
+        [name], task = known, dict(row)
+    else:
         named = row.get("environment")
-        if named not in out:
+        if not isinstance(named, str) or named not in known:
             raise TaskError(
-                f"row {number} has environment={named!r}; environment_factory has: {', '.join(out)}"
+                f"row {number} has environment={named!r}; environment_factory has: {', '.join(known)}"
             )
-        out[named].append({key: value for key, value in row.items() if key != "environment"})
-    return out
+        name, task = named, {key: value for key, value in row.items() if key != "environment"}
+    spec = known[name]
+    if not isinstance(spec, ClassSpec) or spec.env_class.isolation == "process":
+        for column, value in task.items():
+            if isinstance(value, Kept):
+                raise TaskError(
+                    f"row {number}, column '{column}': holds a {value['class']}, and environment {name}, on "
+                    "a server or in a process of its own, is sent JSON: convert the column, or remove it"
+                )
+    return name, task
 
 
 def scored_by(known: Mapping[str, EnvSpec]) -> dict[str, str]:

@@ -68,6 +68,7 @@ class Flow(Watcher):
     async def step_began(self, step: int) -> None:
         """As of `Watcher`."""
         self._step, self._updates = step, 0
+        await self._loop.here(self._trainer.step_begins, step)
         await self._loop.here(self._begin_update)
 
     async def played(self, groups: Sequence[TrajectoryGroup]) -> None:

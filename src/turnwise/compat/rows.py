@@ -1,18 +1,20 @@
 """Data sets as tasks: rows of JSON values in the order in which TRL's trainers would take them.
 
 A data set is anything that yields mappings: ``datasets.Dataset`` and ``IterableDataset``, a list of dicts, a
-dict of columns, or a dict of splits.
+dict of columns, or a dict of splits. What a column holds that is no JSON (dates, bytes, NaN) stays in memory,
+and is handed to ``reset`` and to reward functions as it is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from functools import cache
 from itertools import islice
 from typing import Any
 
 from turnwise.errors import RecipeError, TaskError
+from turnwise.types import Kept
 
 PROMPT_COLUMNS = ("prompt", "image", "images", "environment")
 """What ``remove_unused_columns`` leaves of a row."""
@@ -47,6 +49,26 @@ def is_stream(dataset: Any) -> bool:
     return dataset is not None and not isinstance(dataset, Sized)
 
 
+def rows_of(dataset: Any, what: str) -> Iterator[Any]:
+    """The rows as the data set has them.
+
+    Raises:
+        TaskError: There is none, or columns of different lengths.
+    """
+    rows: Iterable[Any] = dataset
+    if isinstance(dataset, Mapping):
+        if len({len(column) for column in dataset.values()}) > 1:
+            lengths = {name: len(column) for name, column in dataset.items()}
+            raise TaskError(f"{what}: its columns have different lengths: {lengths}")
+        rows = [dict(zip(dataset, values, strict=True)) for values in zip(*dataset.values(), strict=True)]
+    found = False
+    for row in rows:
+        found = True
+        yield row
+    if not found:
+        raise TaskError(f"{what} has no rows")
+
+
 def tasks_of(
     dataset: Any,
     what: str,
@@ -55,7 +77,7 @@ def tasks_of(
     prompt_only: bool = False,
     image: Callable[[Any], Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows as JSON objects.
+    """All rows, as `task_of` makes them.
 
     Args:
         dataset: As above.
@@ -65,30 +87,78 @@ def tasks_of(
         image: Stores an image and returns what stands for it in a row.
 
     Raises:
-        TaskError: There is no row, or one holds what is no JSON value; the message names the column.
+        TaskError: There is no row, or one is none.
     """
-    rows: Iterable[Any] = dataset
-    if isinstance(dataset, Mapping):
-        if len({len(column) for column in dataset.values()}) > 1:
-            lengths = {name: len(column) for name, column in dataset.items()}
-            raise TaskError(f"{what}: its columns have different lengths: {lengths}")
-        rows = [dict(zip(dataset, values, strict=True)) for values in zip(*dataset.values(), strict=True)]
-    found = []
-    for number, row in enumerate(islice(rows, limit)):
-        if not isinstance(row, Mapping):
-            raise TaskError(
-                f"{what}, row {number}: a row is a mapping of columns; found {type(row).__name__}"
-            )
-        kept = {name: value for name, value in row.items() if not prompt_only or name in PROMPT_COLUMNS}
-        found.append(
-            {
-                str(name): _json(value, f"{what}, row {number}, column '{name}'", image)
-                for name, value in kept.items()
-            }
+    return [
+        task_of(row, what, number, prompt_only=prompt_only, image=image)
+        for number, row in enumerate(islice(rows_of(dataset, what), limit))
+    ]
+
+
+def task_of(
+    row: Any, what: str, number: int, *, prompt_only: bool = False, image: Callable[[Any], Any] | None = None
+) -> dict[str, Any]:
+    """A row as a JSON object; a column that is no JSON is a `Kept`.
+
+    Args:
+        row: A mapping of columns.
+        what: The data set's name in errors.
+        number: The row's.
+        prompt_only: As of `tasks_of`, as is ``image``.
+        image: Stores an image and returns what stands for it.
+
+    Raises:
+        TaskError: It is no mapping, or its prompt holds what is no JSON value; the message names the column.
+    """
+    if not isinstance(row, Mapping):
+        raise TaskError(f"{what}, row {number}: a row is a mapping of columns; found {type(row).__name__}")
+    task: dict[str, Any] = {}
+    for name, value in row.items():
+        if prompt_only and name not in PROMPT_COLUMNS:
+            continue
+        try:
+            task[str(name)] = _json(value, f"{what}, row {number}, column '{name}'", image)
+        except TaskError:
+            if name in PROMPT_COLUMNS:
+                raise
+            kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+            stands = {"type": "python", "class": kind, "row": number, "column": str(name)}
+            task[str(name)] = Kept(stands, value)
+    return task
+
+
+def in_memory(task: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the values that it keeps in memory."""
+    return {name: value.value if isinstance(value, Kept) else value for name, value in task.items()}
+
+
+def need_prompt(task: Mapping[str, Any], what: str, number: int) -> None:
+    """Refuse a row without a prompt, where nothing else gives one.
+
+    Raises:
+        TaskError: It has none.
+    """
+    if task.get("prompt") is None:
+        raise TaskError(
+            f"{what}, row {number}: it has no 'prompt', only {', '.join(task) or 'nothing'}; rename the "
+            "column, or pass an environment_factory whose reset returns the prompt"
         )
-    if not found:
-        raise TaskError(f"{what} has no rows")
-    return found
+
+
+def check_prompt(task: Mapping[str, Any], what: str, number: int) -> None:
+    """Refuse a prompt that a reply would have to go on with, where here a reply is a message of its own.
+
+    Raises:
+        TaskError: It ends with an assistant's message.
+    """
+    prompt = task.get("prompt")
+    last = prompt[-1] if isinstance(prompt, list) and prompt else None
+    if isinstance(last, Mapping) and last.get("role") == "assistant":
+        raise TaskError(
+            f"{what}, row {number}: the prompt ends with an assistant's message, and a reply is a message of "
+            "its own here, never the rest of one: leave that message out, and tell in the user's how a reply "
+            "shall begin"
+        )
 
 
 def _json(value: Any, where: str, image: Callable[[Any], Any] | None) -> Any:
@@ -99,11 +169,12 @@ def _json(value: Any, where: str, image: Callable[[Any], Any] | None) -> Any:
         if not math.isfinite(value):
             raise TaskError(f"{where}: {value} is no JSON number; write None where there is no value")
         return value
-    if isinstance(value, Mapping):
-        return {str(name): _json(one, where, image) for name, one in value.items()}
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return {name: _json(one, where, image) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [_json(one, where, image) for one in value]
-    if callable(getattr(value, "tolist", None)):  # Arrays and numbers of numpy and torch.
+    dates = getattr(getattr(value, "dtype", None), "kind", None) in ("M", "m")  # Which would become numbers.
+    if callable(getattr(value, "tolist", None)) and not dates:  # Arrays and numbers of numpy and torch.
         return _json(value.tolist(), where, image)
     if hasattr(value, "getbands"):  # An image of PIL, which need not be installed.
         if image is None:

@@ -251,6 +251,9 @@ class RunTrainer(BaseTrainer):
     def engine_is_open(self, policy: ModelPolicy) -> None:
         """From here on it plays."""
 
+    def step_begins(self, step: int) -> None:
+        """One of the pipeline's steps, counted from 1, is about to be played."""
+
     def rest_of_log(self) -> Metrics:
         """What the last line has beside what it always has."""
         return {}

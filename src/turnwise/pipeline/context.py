@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,7 +55,7 @@ class Run:
     ) -> None:
         self.recipe, self.directory, self.emit = recipe, directory, emit
         self.given = given or Given()
-        self._rows: dict[str, dict[str, list[Task]]] = {}
+        self._rows: dict[str, dict[str, Sequence[Task]]] = {}
         self._renderers: dict[ModelSource, TemplateRenderer | TextRenderer] = {}
         self._noted: set[str] = set()
 
@@ -123,7 +123,7 @@ class Run:
             order=None if order is None or not rows else order(env, len(rows)),
         )
 
-    def rows(self, split: str) -> dict[str, list[Task]]:
+    def rows(self, split: str) -> dict[str, Sequence[Task]]:
         """The rows of a split by the environment that plays them; listed once.
 
         Raises:
@@ -132,10 +132,12 @@ class Run:
         if split not in self._rows:
             playing = {name: spec for name, spec in self.specs.items() if name in self._playing(split)}
             path = self.recipe.tasks.get(split)
-            data = None if path is None else read_rows(Path(path), self.specs)
+            data: Mapping[str, Sequence[Task]] | None = None
+            if path is not None:
+                data = read_rows(Path(path), self.specs)
             given = self.given.tasks.get(split)
             if given is not None:
-                data = {name: list(rows) for name, rows in given.items()}
+                data = given
             self._rows[split] = routed(playing, split, known=self.specs, data=data)
         return self._rows[split]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, count, takewhile
 
 from turnwise.codec import from_record
@@ -51,6 +52,8 @@ class GroupSource:
         order = GroupOrder(id=group, env=env, task=stream[index], seed=stream.seed(index), size=self.size)
         begun = self._begun(group)
         if all(self._as_ordered(one, order) for one in begun):
+            for one in begun:  # The same row, which may keep in memory what no disk does.
+                self._played[one.group_id][one.id] = replace(one, task=order.task)
             return order
         log.warning(
             "group %s is left out: its %d finished episodes are of another harness, task, seed or sampling, "

@@ -58,8 +58,8 @@ def routed(
     split: str,
     *,
     known: Collection[str],
-    data: Mapping[str, list[Task]] | None = None,
-) -> dict[str, list[Task]]:
+    data: Mapping[str, Sequence[Task]] | None = None,
+) -> dict[str, Sequence[Task]]:
     """Every row of a split, by the environment that plays it.
 
     Args:
@@ -73,9 +73,9 @@ def routed(
     """
     own: dict[str, list[Task]] = {name: [] for name in specs}
     from_others: dict[str, list[Task]] = {name: [] for name in known}
+    held: dict[str, Sequence[Task]] = {name: rows for name, rows in (data or {}).items() if rows}
     for name, spec in specs.items():
-        if data and data.get(name):
-            own[name] = data[name]
+        if name in held:
             continue
         for number, row in enumerate(islice(spec.tasks(split), MAX_TASKS)):
             try:
@@ -84,9 +84,13 @@ def routed(
                 raise TaskError(f"environment {name}: tasks('{split}'): row {number}: {cause}") from None
             (own if target == name else from_others)[target].append(row)
     # One empty row is what an environment lists that has no tasks of its own.
+    listed: dict[str, Sequence[Task]] = {
+        name: [] if rows == [{}] and from_others[name] else rows for name, rows in own.items()
+    }
+    # What is handed over may be read as it is needed: it is not looked through here.
     return {
-        name: [*([] if rows == [{}] and from_others[name] else rows), *from_others[name]]
-        for name, rows in own.items()
+        name: [*rows, *from_others[name]] if from_others[name] else rows
+        for name, rows in {**listed, **{name: rows for name, rows in held.items() if name in own}}.items()
     }
 
 

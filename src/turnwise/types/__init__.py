@@ -8,7 +8,7 @@ numpy. Arrays carry their axes in their names: ``_T`` tokens of one row, ``_BT``
 """
 
 from turnwise.types.chat import Content, ImageBlock, Message, Role, TextBlock, ToolCall, ToolSchema
-from turnwise.types.environment import Step, Task, ToolResult
+from turnwise.types.environment import Kept, Step, Task, ToolResult
 from turnwise.types.learning import (
     AdapterSource,
     Batch,
@@ -44,6 +44,7 @@ __all__ = [
     "FloatArray",
     "ImageBlock",
     "IntArray",
+    "Kept",
     "Message",
     "Rendered",
     "Reply",

@@ -4,12 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from turnwise.types.chat import Content, Message, ToolCall
 
 Task = Mapping[str, Any]
 """One JSON row: what an environment needs to start an episode."""
+
+
+class Kept(dict[str, Any]):
+    """A value of a task that is no JSON: the JSON that stands for it on disk, and in memory the value too.
+
+    Kept({"type": "python", "class": "datetime.date", "row": 3, "column": "day"}, date(2024, 1, 1))
+
+    Who is handed the row of a task is handed the value (`turnwise.images.revived`).
+    """
+
+    __slots__ = ("value",)
+
+    def __init__(self, stands: Mapping[str, Any], value: Any) -> None:
+        super().__init__(stands)
+        self.value = value
+
+    def __copy__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __deepcopy__(self, _: Any) -> Self:
+        """Itself: the value may be of a kind that cannot be copied."""
+        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,6 +212,7 @@ def played(spec: RemoteSpec, groups: int, during: Callable[[], Awaitable[None]])
     return asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_a_server_is_killed_in_the_middle() -> None:
     """Its episodes are lost and left out; the others' are whole, each answered with what it said."""
     servers = [foreign.Process("slow"), foreign.Process("slow")]
@@ -245,6 +246,7 @@ def test_a_server_is_killed_in_the_middle() -> None:
             server.kill()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_started_anew_is_found_again() -> None:
     first = foreign.Process("slow")
     spec = spec_of(first.url)

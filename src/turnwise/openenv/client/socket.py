@@ -26,6 +26,7 @@ import orjson
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, InvalidState, InvalidStatus, WebSocketException
 from websockets.frames import DATA_OPCODES, Frame
+from websockets.protocol import State
 
 from turnwise.errors import EnvHungError, EnvLostError, EnvSpecError
 
@@ -95,12 +96,12 @@ class EnvSocket:
     @property
     def is_open(self) -> bool:
         """Whether anything can be asked."""
-        return self._line.lost is None
+        return self._line.gone is None
 
     @property
     def usable(self) -> bool:
         """Whether the next reply would be the next request's own: nothing is outstanding."""
-        return self._line.lost is None and not self._line.waiting
+        return self._line.gone is None and not self._line.waiting
 
     @property
     def notice(self) -> Reply | None:
@@ -115,10 +116,10 @@ class EnvSocket:
             EnvLostError: The connection is closed, or was while this waited.
         """
         line = self._line
-        if line.lost is not None:
-            raise EnvLostError(f"{self.url}: {line.lost}")
+        if line.gone is not None:
+            raise EnvLostError(f"{self.url}: {line.gone}")
         kind: str = message["type"]
-        future = line.put(orjson.dumps(message), kind)
+        future = line.put(_written(message), kind)
         timer = line.loop.call_later(seconds, _expire, future, seconds)
         try:
             reply = await future
@@ -167,6 +168,11 @@ class _Line(ClientConnection):
         self.lost: str | None = None
         """Why nothing can be asked any more."""
         self._parts: list[bytes] = []
+
+    @property
+    def gone(self) -> str | None:
+        """Why nothing can be asked; also while the connection is being closed."""
+        return self.lost or (None if self.protocol.state is State.OPEN else _told_close(self, None))
 
     def put(self, message: bytes, kind: str) -> asyncio.Future[Reply]:
         """Send a request; the future of its reply."""
@@ -237,6 +243,13 @@ class _Line(ClientConnection):
                 lost = _LostError(self.lost)
                 lost.__cause__ = cause
                 future.set_exception(lost)
+
+
+def _written(message: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(message)
+    except TypeError:  # Whole numbers past 64 bits, halves of surrogate pairs: a policy may write them.
+        return json.dumps(message).encode()
 
 
 def _parsed(data: Any) -> Reply | None:

@@ -1,0 +1,219 @@
+"""`EnvSocket` against servers that break the rules: replies reach their requests, or the line is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+
+from turnwise.errors import EnvHungError, EnvLostError, EnvSpecError
+from turnwise.openenv.client.socket import EnvSocket, RefusedError, base_url, is_loopback
+
+Answers = Callable[[ServerConnection], Awaitable[None]]
+
+
+def frame(kind: str, data: Any = None) -> str:
+    return json.dumps({"type": kind, "data": data})
+
+
+@asynccontextmanager
+async def connected(answers: Answers) -> AsyncIterator[EnvSocket]:
+    async with serve(answers, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        socket = await EnvSocket.open(f"http://127.0.0.1:{port}", seconds=5)
+        try:
+            yield socket
+        finally:
+            await socket.close()
+
+
+async def ask(socket: EnvSocket, number: int, seconds: float = 5.0) -> Any:
+    reply = await socket.ask({"type": "step", "data": {"number": number}}, seconds=seconds)
+    return reply["data"]
+
+
+def test_late_replies_are_dropped() -> None:
+    async def answers(connection: ServerConnection) -> None:
+        held = []
+        async for message in connection:
+            asked = json.loads(message)
+            if asked["type"] == "close":
+                return
+            held.append(asked["data"]["number"])
+            if len(held) == 3:
+                for number in held:
+                    await connection.send(frame("observation", number))
+                held.clear()
+
+    async def main() -> None:
+        async with connected(answers) as socket:
+            for _ in range(5):
+                with pytest.raises(EnvHungError, match=r"no answer to step within 0.05 s"):
+                    await ask(socket, 1, 0.05)
+                waiting = asyncio.ensure_future(ask(socket, 2))
+                await asyncio.sleep(0.02)
+                waiting.cancel()
+                assert not socket.usable and socket.is_open
+                assert await ask(socket, 3) == 3
+                assert socket.usable
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("sent", "why"),
+    [
+        (frame("state", 1), "a step was answered with a frame of type 'state'"),
+        (frame("mcp", {}), "a step was answered with a frame of type 'mcp'"),
+        ("[1]", r"no JSON object: b'\[1\]'"),
+        ("nonsense", "no JSON object: b'nonsense'"),
+        (b"\xff\x00", "no JSON object"),
+        ('{"data": 1}', "a step was answered with a frame of type None"),
+    ],
+)
+def test_a_line_out_of_step_is_closed(sent: Any, why: str) -> None:
+    async def answers(connection: ServerConnection) -> None:
+        async for _ in connection:
+            await connection.send(sent)
+
+    async def main() -> None:
+        async with connected(answers) as socket:
+            with pytest.raises(EnvLostError, match=why):
+                await ask(socket, 1)
+            assert not socket.is_open
+            with pytest.raises(EnvLostError, match=why):
+                await ask(socket, 2)
+
+    asyncio.run(main())
+
+
+def test_two_replies_to_one_request() -> None:
+    """The second is nobody's: after it no reply could be trusted to be the next request's."""
+
+    async def answers(connection: ServerConnection) -> None:
+        async for _ in connection:
+            await connection.send(frame("observation", 1))
+            await connection.send(frame("observation", 2))
+
+    async def main() -> None:
+        async with connected(answers) as socket:
+            assert await ask(socket, 1) == 1
+            await asyncio.sleep(0.05)
+            with pytest.raises(EnvLostError, match="a frame of type 'observation' that nobody asked for"):
+                await ask(socket, 2)
+
+    asyncio.run(main())
+
+
+def test_pieces_make_one_reply() -> None:
+    async def answers(connection: ServerConnection) -> None:
+        async for _ in connection:
+            text = frame("observation", "ä" * 1000)
+            await connection.send(text[at : at + 100] for at in range(0, len(text), 100))
+
+    async def main() -> None:
+        async with connected(answers) as socket:
+            for _ in range(3):
+                assert await ask(socket, 1) == "ä" * 1000
+
+    asyncio.run(main())
+
+
+def test_numbers_that_are_none() -> None:
+    async def answers(connection: ServerConnection) -> None:
+        async for _ in connection:
+            await connection.send('{"type": "observation", "data": [NaN, Infinity, 123456789012345678901]}')
+
+    async def main() -> None:
+        async with connected(answers) as socket:
+            assert await ask(socket, 1) == [None, None, 123456789012345678901]
+
+    asyncio.run(main())
+
+
+def test_what_orjson_cannot_write_is_sent_all_the_same() -> None:
+    async def answers(connection: ServerConnection) -> None:
+        async for message in connection:
+            await connection.send(frame("observation", json.loads(message)["data"]))
+
+    async def main() -> None:
+        async with connected(answers) as socket:
+            for value in (2**80, "\ud800", "ok"):
+                reply = await socket.ask({"type": "step", "data": {"value": value}}, seconds=5)
+                assert reply["data"]["value"] == value
+
+    asyncio.run(main())
+
+
+def test_a_message_that_is_told_before_the_end() -> None:
+    async def answers(connection: ServerConnection) -> None:
+        await connection.send(frame("error", {"code": "CAPACITY_REACHED", "message": "1 of 1 are in use"}))
+
+    async def main() -> None:
+        async with connected(answers) as socket:
+            await asyncio.sleep(0.05)
+            with pytest.raises(EnvLostError, match="the server closed the session: 1 of 1 are in use"):
+                await ask(socket, 1)
+            assert socket.notice is not None
+
+    asyncio.run(main())
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(EnvLostError, match=r"http://127.0.0.1:9: no connection: .*"):
+        asyncio.run(EnvSocket.open("http://127.0.0.1:9", seconds=1))
+
+
+def test_a_server_that_takes_connections_and_says_nothing() -> None:
+    async def main() -> None:
+        async with await asyncio.start_server(lambda *_: asyncio.sleep(30), "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            with pytest.raises(EnvLostError, match=r"no connection: timed out"):
+                await EnvSocket.open(f"http://127.0.0.1:{port}", seconds=0.2)
+
+    asyncio.run(main())
+
+
+def test_a_web_server_of_another_kind() -> None:
+    async def main() -> None:
+        async def web(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            writer.close()
+
+        async with await asyncio.start_server(web, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            with pytest.raises(RefusedError, match="HTTP 404 at /ws: no OpenEnv server"):
+                await EnvSocket.open(f"http://127.0.0.1:{port}", seconds=1)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("http://a:8000/", "http://a:8000"),
+        ("ws://a:8000/ws", "http://a:8000"),
+        ("wss://a/env/ws", "https://a/env"),
+        ("https://a/web/", "https://a"),
+        ("https://huggingface.co/spaces/Org/My_Env.2", "https://org-my-env-2.hf.space"),
+    ],
+)
+def test_addresses(written: str, meant: str) -> None:
+    assert base_url(written) == meant
+
+
+@pytest.mark.parametrize("written", ["a:8000", "ftp://a", "http://", ""])
+def test_no_addresses(written: str) -> None:
+    with pytest.raises(EnvSpecError, match="is no address of a server; write http://host:port"):
+        base_url(written)
+
+
+def test_loopback() -> None:
+    assert all(map(is_loopback, ("http://localhost:1", "http://127.0.0.2", "http://[::1]:8")))
+    assert not any(map(is_loopback, ("http://10.0.0.1", "http://localhost.example")))

@@ -525,6 +525,39 @@ def test_cancelling_a_call_and_closing(name, ended):
     assert log == ended
 
 
+def test_closing_does_not_wait_for_a_call_that_was_cancelled_and_goes_on():
+    free = threading.Event()
+
+    class Sleeper(Env):
+        def __init__(self, log):
+            self.log = log
+
+        def reset(self, task):
+            free.wait(20)
+            self.log.append("reset ended")
+            return "late"
+
+        async def close(self):
+            self.log.append("closed")
+
+    async def play(log):
+        env = await session(Sleeper, log=log)
+        running = asyncio.create_task(env.reset({}, 0))
+        await asyncio.sleep(0.03)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        began = time.monotonic()
+        await env.close()
+        assert time.monotonic() - began < 5 and log == []
+        free.set()
+        while "closed" not in log and time.monotonic() - began < 10:
+            await asyncio.sleep(0.01)
+        assert log == ["reset ended", "closed"]
+
+    asyncio.run(play([]))
+
+
 def test_an_inline_call_costs_microseconds():
     async def play():
         env = await session(InlineShop)

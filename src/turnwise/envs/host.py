@@ -42,6 +42,9 @@ from turnwise.types import Content, Message, Step, Task, ToolCall, ToolResult, T
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+GRACE_SECONDS = 1.0
+"""How long closing waits for a thread that is in a call which nobody waits for any more."""
+
 
 class _RaisedError(TurnwiseError):
     """Something foreign was raised by the author's code; the cause is it."""
@@ -226,7 +229,7 @@ class HostedEnv:
         if self._closed:
             return
         self._closed = True
-        if self._hung:
+        if self._hung or await self._given_up_on():
             return
         what = f"environment {self.name}: close"
         try:
@@ -236,6 +239,16 @@ class HostedEnv:
             log.warning("%s", error)
         if self._thread is not None and not self._hung:
             self._thread.stop()
+
+    async def _given_up_on(self) -> bool:
+        """Whether the thread is in a call that was cancelled, and stays in it: it is closed after that."""
+        if self._thread is None or not self._thread.busy:
+            return False
+        try:
+            await self._thread.run(lambda: None, GRACE_SECONDS)
+        except EnvHungError:
+            self._hang(f"environment {self.name}: a call that was cancelled", self._thread)
+        return self._hung
 
     # -- where methods run ---------------------------------------------------------------------------
 

@@ -35,6 +35,8 @@ class EnvThread:
             SimpleQueue()
         )
         self._thread = Thread(target=self._work, name=f"env-{name}-{next(_names)}", daemon=True)
+        self.busy = False
+        """It is in a call, which whoever asked for it may have given up."""
         self._thread.start()
 
     @property
@@ -75,7 +77,9 @@ class EnvThread:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             function, future = job
+            self.busy = True
             outcome = _run(function)
+            self.busy = False
             if future is not None:
                 # RuntimeError: the loop is closed and nobody is left to be told; a last job may still wait.
                 with suppress(RuntimeError):

@@ -7,6 +7,8 @@ import json
 import threading
 import time
 from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,11 @@ from starlette.testclient import TestClient
 from tests.openenv.serving import serving
 from tests.openenv.written import PACKAGES, TYPED, written
 
+from turnwise.cli.env_serve import served_as
 from turnwise.errors import ActionError, EnvError, EnvHungError, EnvSpecError
 from turnwise.openenv.models import Action, ConcurrencyConfig, Observation, State
 from turnwise.openenv.server.create import HTTPEnvServer, create_app, create_fastapi_app
+from turnwise.openenv.server.settings import Settings
 from turnwise.openenv.typed import TypedEnv
 from turnwise.openenv.typed_class import written_for_openenv
 
@@ -394,6 +398,32 @@ def test_what_a_class_alone_says_of_its_models() -> None:
     with pytest.raises(EnvSpecError, match="cannot tell its actions"):
         TypedEnv.of(Unsaid)
     assert written_for_openenv(module.Guessing) and not written_for_openenv(dict)
+
+
+def test_the_command_line_serves_classes_by_file_and_by_module(tmp_path: Path) -> None:
+    file = tmp_path / "guessing.py"
+    file.write_text(TYPED.format(**PACKAGES["theirs"]))
+    found = served_as(f"{file}:Guessing", {}, Settings(mode="production"))
+    assert isinstance(found, TypedEnv) and found.name == "Guessing" and found.mode == "production"
+    assert found.max_sessions is None
+    assert served_as(f"{file}:Alone", {}, Settings()).max_sessions == 1
+    assert served_as("catch", {"rows": 4}, Settings()).name == "catch"
+    assert served_as("reasoning_gym:chain_sum", {}, Settings()).name == "reasoning_gym:chain_sum"
+    with pytest.raises(EnvSpecError, match="has no 'Gessing'"):
+        served_as(f"{file}:Gessing", {}, Settings())
+
+
+def test_values_that_only_models_write_are_written_as_models_do() -> None:
+    class Wide(Odd):
+        def step(self, action: Anything) -> Seen:
+            return Seen(value=[{1}, b"raw", Decimal("1.5"), Path("a/b"), Seen(reward=1.0)])
+
+    async def ask() -> Any:
+        async with serving(create_app(Wide, Anything, Seen)) as url, GenericEnvClient(url) as env:
+            return (await env.step({})).observation["value"]
+
+    *plain, model = asyncio.run(ask())
+    assert plain == [[1], "raw", "1.5", "a/b"] and model["reward"] == 1.0
 
 
 def test_gradio_is_told_to_be_unused(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 
 import typer
 
+from turnwise.envs.registry import named
 from turnwise.openenv.hosted import hosted
+from turnwise.openenv.served import Served
 from turnwise.openenv.server.access import loopback
 from turnwise.openenv.server.app import create_server_app, uvicorn_config
 from turnwise.openenv.server.settings import Settings
+from turnwise.openenv.typed import TypedEnv
+from turnwise.openenv.typed_class import written_for_openenv
 
 TOKEN = "TURNWISE_TOKEN"
 """Where a token comes from that should not stand in a command line."""
@@ -29,6 +34,18 @@ def chosen_token(host: str, given: str | None) -> str | None:
     return None if token == "none" else token
 
 
+def served_as(spec: str, args: Mapping[str, object], settings: Settings) -> Served:
+    """An environment of ours by any name that recipes take, or a class written for OpenEnv.
+
+    Raises:
+        EnvSpecError: There is no such environment.
+    """
+    found = named(spec)
+    if not written_for_openenv(found):
+        return hosted(spec, args=args)
+    return TypedEnv.of(found, args, mode=settings.mode)
+
+
 def serve(
     spec: str, *, args: dict[str, object], host: str, port: int, token: str | None, settings: Settings
 ) -> None:
@@ -39,7 +56,7 @@ def serve(
     """
     import uvicorn
 
-    app = create_server_app(hosted(spec, args=args), settings=settings)
+    app = create_server_app(served_as(spec, args, settings), settings=settings)
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     typer.echo(f"serving {spec} at {where}  (page {where}/web, API {where}/docs)")
     if settings.token is not None and token is None and not os.environ.get(TOKEN):

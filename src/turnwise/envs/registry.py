@@ -93,6 +93,20 @@ def make(
     return _by_class(spec, name or str(getattr(spec, "__name__", "env")), args, _reference(spec))
 
 
+def named(spec: str) -> Any:
+    """What ``pkg.module:Class`` or ``file.py:Class`` names, whatever it is; None for any other name.
+
+    Raises:
+        EnvSpecError: There is no such file, module or class.
+    """
+    head, _, attribute = spec.rpartition(":")
+    if head in {*LAZY_SCHEMES, *_schemes} or attribute.startswith("//") or not head:
+        return None
+    return (
+        _attribute(_import_file(head, spec), attribute, spec) if head.endswith(".py") else _load(spec, spec)
+    )
+
+
 def register_scheme(scheme: str, factory: SchemeFactory) -> None:
     """Let ``make("scheme:rest")`` call ``factory(rest, name=…, args=…)``; replaces an earlier one."""
     _schemes[scheme] = factory

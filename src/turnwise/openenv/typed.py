@@ -61,8 +61,13 @@ class TypedEnv:
         self._common: EnvThread | None = None
 
     @classmethod
-    def of(cls, env: type[Any], **more: Any) -> TypedEnv:
+    def of(cls, env: type[Any], args: Mapping[str, Any] | None = None, **more: Any) -> TypedEnv:
         """A class alone: its actions are read from ``Environment[Action, Observation, State]`` or ``step``.
+
+        Args:
+            env: The class.
+            args: Keyword arguments of its constructor.
+            more: As for `TypedEnv`.
 
         Raises:
             EnvSpecError: They stand in neither.
@@ -73,12 +78,12 @@ class TypedEnv:
                 f"{env.__name__}: cannot tell its actions; write class {env.__name__}(Environment[Action, "
                 "Observation, State]), annotate step(self, action: …), or call create_app with the classes"
             )
-        return cls(env, action, observation, **more)
+        return cls(partial(env, **(args or {})), action, observation, **more)
 
     @property
     def name(self) -> str:
         """What routes and pages call it."""
-        return self._name or (self.cls or self.make).__name__
+        return self._name or str(getattr(self.cls or self.make, "__name__", "environment"))
 
     @property
     def max_sessions(self) -> int | None:

@@ -18,11 +18,14 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from pathlib import PurePath
 from typing import Any, Literal, get_args
 
 import numpy as np
 import orjson
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
 
 from turnwise import images
 from turnwise.errors import ActionError, EnvError, TurnwiseError, said
@@ -183,6 +186,8 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, Mapping):
         return dict(value)
+    if isinstance(value, set | frozenset | bytes | Decimal | PurePath):
+        return to_jsonable_python(value)  # As pydantic writes what models hold.
     raise TypeError(f"{_kind(value)} at {str(value)[:80]!r}")
 
 

@@ -19,7 +19,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -99,6 +99,8 @@ class Mcp:
                 status = 404  # By which a client of MCP knows that it must begin anew.
                 raise RpcError(INVALID_REQUEST, f"Unknown session: {name[:80]}: initialize again")
             answer = _result(id, await self._over_http(request, method, params, headers))
+        except ClientDisconnect:
+            return Response(status_code=400)  # Nobody is there to read it, or the body was too long.
         except RpcError as wrong:
             answer = _error(body, wrong)
         except CapacityError as full:

@@ -5,6 +5,7 @@ turnwise env list                                  # what there is
 turnwise env check shop.py:Shop                    # what would spoil a run
 turnwise env play catch --arg rows=6 --teacher     # by hand
 turnwise env serve catch --port 8000               # to others, over OpenEnv's protocol
+turnwise env validate http://127.0.0.1:8000        # others' servers: protocol, seeds, sessions, leaks
 turnwise env push shop --repo-id org/shop          # as a Hugging Face Space
 """
 
@@ -182,6 +183,44 @@ def push_environment(
         message=message,
         dry_run=dry_run,
     )
+
+
+@app.command("validate")
+def validate_server(
+    target: Annotated[str, typer.Argument(help="A server's URL, or an OpenEnv package's folder.")],
+    sessions: Annotated[int, typer.Option(help="Sessions at once.", min=2)] = 8,
+    seconds: Annotated[float, typer.Option(help="For each answer.", min=0.1)] = 10.0,
+    token: Annotated[
+        str | None,
+        typer.Option(help="The bearer token of a server that asks for one.", envvar="TURNWISE_TOKEN"),
+    ] = None,
+    action: Annotated[
+        str | None, typer.Option(help="An action that is always possible, as JSON; else one is sampled.")
+    ] = None,
+    python: Annotated[
+        str | None, typer.Option(help="The interpreter that has a package's dependencies.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Look whether a server, whoever wrote it, is fit to train on; exit code 1 if there is an error.
+
+    Its protocol, its seeds, its sessions at once and what they leave behind; `check` is for classes.
+    """
+    import json
+
+    from turnwise.cli.env_validate import read_action, show, target_of
+    from turnwise.openenv.validate import Options, validate
+
+    options = Options(
+        sessions=sessions, seconds=seconds, token=token, action=read_action(action), python=python
+    )
+    report = asyncio.run(validate(target_of(target), options))
+    if as_json:
+        typer.echo(json.dumps(report.as_json(), indent=2))
+    else:
+        show(report)
+    if not report.ok:
+        raise typer.Exit(1)
 
 
 def find(spec: str, args: list[str] | None) -> EnvSpec:

@@ -96,6 +96,11 @@ class ProcessProvider:
             raise StartError("the server was not started; call start(), or use `with`")
         return self._base_url
 
+    @property
+    def pid(self) -> int | None:
+        """The process's id; None while there is none."""
+        return None if self._process is None else self._process.pid
+
     def start(
         self, port: int | None = None, env_vars: Mapping[str, str] | None = None, workers: int = 1
     ) -> str:

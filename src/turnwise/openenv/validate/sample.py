@@ -1,0 +1,68 @@
+"""A JSON value that a schema allows: what a player who knows nothing of a game does in it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+DEEPEST = 8
+SPREAD = 100
+"""Of numbers without an upper bound, so that different ones are tried."""
+
+
+def sample(schema: Mapping[str, Any], rng: random.Random, *, root: Mapping[str, Any] | None = None) -> Any:
+    """A value of ``schema``, with required fields alone.
+
+    Args:
+        schema: JSON Schema, as pydantic writes it.
+        rng: Where choices come from.
+        root: Where ``$ref`` points into; the schema itself if not given.
+    """
+    return _sample(schema, rng, schema if root is None else root, DEEPEST)
+
+
+def _sample(schema: Mapping[str, Any], rng: random.Random, root: Mapping[str, Any], depth: int) -> Any:
+    if depth == 0:
+        return None
+    if "$ref" in schema:
+        return _sample(_target(root, str(schema["$ref"])), rng, root, depth - 1)
+    if "const" in schema:
+        return schema["const"]
+    if schema.get("enum"):
+        return rng.choice(list(schema["enum"]))
+    for key in ("anyOf", "oneOf", "allOf"):
+        if schema.get(key):
+            return _sample(schema[key][0], rng, root, depth - 1)
+    kind = schema.get("type")
+    if isinstance(kind, list):
+        kind = kind[0]
+    if kind == "object" or "properties" in schema:
+        fields = schema.get("properties", {})
+        # A field that tells kinds of actions apart has a default, and is needed all the same.
+        wanted = [*schema.get("required", ()), *(name for name in fields if "const" in fields[name])]
+        return {name: _sample(fields.get(name, {}), rng, root, depth - 1) for name in dict.fromkeys(wanted)}
+    if kind == "array":
+        return [
+            _sample(schema.get("items", {}), rng, root, depth - 1) for _ in range(schema.get("minItems", 0))
+        ]
+    return _leaf(kind, schema, rng)
+
+
+def _leaf(kind: Any, schema: Mapping[str, Any], rng: random.Random) -> Any:
+    if kind in ("integer", "number"):
+        low = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
+        high = schema.get("maximum", schema.get("exclusiveMaximum", low + SPREAD) - 1)
+        return rng.randint(int(low), max(int(low), int(high))) if kind == "integer" else low
+    if kind == "boolean":
+        return rng.random() < 0.5
+    if kind == "null":
+        return None
+    return "a" * max(1, int(schema.get("minLength", 1)))
+
+
+def _target(root: Mapping[str, Any], reference: str) -> Mapping[str, Any]:
+    found: Any = root
+    for part in reference.removeprefix("#/").split("/"):
+        found = found.get(part, {}) if isinstance(found, Mapping) else {}
+    return found if isinstance(found, Mapping) else {}

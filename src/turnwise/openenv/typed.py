@@ -78,7 +78,8 @@ class TypedEnv:
                 f"{env.__name__}: cannot tell its actions; write class {env.__name__}(Environment[Action, "
                 "Observation, State]), annotate step(self, action: …), or call create_app with the classes"
             )
-        return cls(partial(env, **(args or {})), action, observation, **more)
+        make: Callable[..., Any] = env
+        return cls(partial(make, **(args or {})), action, observation, **more)
 
     @property
     def name(self) -> str:

@@ -139,6 +139,18 @@ def test_every_loss_is_trls(case: str, tmp_path: Path) -> None:
         assert left == pytest.approx(right, rel=1e-3, abs=1e-6)
 
 
+def test_accuracy_is_trls(tmp_path: Path) -> None:
+    def accuracies(one: Any) -> list[float]:
+        one.train()
+        return [line["mean_token_accuracy"] for line in one.state.log_history if "loss" in line]
+
+    # TRL takes the mean over micro-batches, which have as many tokens or as few.
+    settings = {"gradient_accumulation_steps": 1, "max_steps": 5, "learning_rate": 0.03}
+    mine = accuracies(ours(tmp_path / "ours", CHAT, **settings))
+    assert mine == pytest.approx(accuracies(theirs(tmp_path / "theirs", CHAT, **settings)), rel=0.02)
+    assert mine[-1] > mine[0]
+
+
 def test_losses_fall_and_the_model_is_saved(tmp_path: Path) -> None:
     one = ours(tmp_path, CHAT, assistant_only_loss=True, num_train_epochs=4, learning_rate=5e-3)
     untrained = one.evaluate()["eval_loss"]

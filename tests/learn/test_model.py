@@ -56,7 +56,7 @@ def packed(policy: PolicyModel, samples: list[Sample], **settings: Any) -> tuple
     settings = {"micro_tokens": 64, "row_tokens": 32, "together": policy.packs, **settings}
     logprobs, entropies = {}, {}
     for batch in pack(samples, **settings):
-        lp, ent = policy.logprobs(batch, chunk=5)
+        lp, ent, _ = policy.logprobs(batch, chunk=5)
         document = torch.from_numpy(batch.documents_BT[batch.loss_mask_BT])
         for i, sample in enumerate(batch.samples):
             logprobs[sample.trajectory_id] = lp[document == i]
@@ -136,13 +136,18 @@ def test_chunks_change_neither_values_nor_gradients(chunk: int) -> None:
     def score(chunk: int) -> list[torch.Tensor]:
         hidden = base.clone().requires_grad_()
         head.zero_grad()
-        logprobs, entropies = token_logprobs(head, hidden, targets, None, chunk=chunk)
+        logprobs, entropies, likeliest = token_logprobs(
+            head, hidden, targets, None, chunk=chunk, accuracy=True
+        )
+        assert likeliest is not None
         (logprobs * torch.arange(7)).sum().backward()
         assert hidden.grad is not None and head.weight.grad is not None
-        return [logprobs.detach(), entropies, hidden.grad, head.weight.grad.clone()]
+        return [logprobs.detach(), entropies, hidden.grad, head.weight.grad.clone(), likeliest.float()]
 
     whole = head(base).log_softmax(-1)
+    targets[2] = whole[2].argmax()
     torch.testing.assert_close(score(chunk)[0], whole.gather(-1, targets[:, None])[:, 0])
+    assert score(chunk)[-1].tolist() == [0, 0, 1, 0, 0, 0, 0]
     torch.testing.assert_close(score(chunk), score(7))
 
 

@@ -82,7 +82,7 @@ SAMPLES = [
 def logprobs(model: PolicyModel, samples: Sequence[Sample], **packing: Any) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for batch in pack(samples, together=model.packs, **packing):
-        scored, _ = model.logprobs(batch, chunk=16)
+        scored = model.logprobs(batch, chunk=16).logprobs_N
         owners = batch.documents_BT[batch.loss_mask_BT]
         for document, one in enumerate(batch.samples):
             found[one.trajectory_id] = scored[torch.from_numpy(owners == document)]

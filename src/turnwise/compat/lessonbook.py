@@ -34,7 +34,13 @@ class LessonBook:
         self._latest = {
             "grad_norm": learned["grad_norm"], "learning_rate": learned["lr"], "num_tokens": self._tokens,
         }  # fmt: skip
-        self.note({"entropy": learned["entropy"], "step_time": seconds})
+        self.note(
+            {
+                "entropy": learned["entropy"],
+                "mean_token_accuracy": learned["accuracy"],
+                "step_time": seconds,
+            }
+        )
 
     def line(self) -> Metrics:
         """As of `Book`."""

@@ -85,7 +85,12 @@ class Learner:
     # -- learning ----------------------------------------------------------------------------------
 
     def forward_backward(
-        self, samples: Sequence[Sample], loss: Loss, *, entropy_gradient: bool = False
+        self,
+        samples: Sequence[Sample],
+        loss: Loss,
+        *,
+        entropy_gradient: bool = False,
+        accuracy: bool = False,
     ) -> Metrics:
         """Add the gradient of ``loss`` over ``samples`` to what is there.
 
@@ -94,6 +99,7 @@ class Learner:
                 is 0 may be left out where the loss has no KL term and no entropy bonus.
             loss: From `turnwise.learn.losses`.
             entropy_gradient: For a loss with an entropy bonus.
+            accuracy: Tell the loss which tokens were the likeliest.
 
         Returns:
             ``loss`` (the sum), ``tokens`` (read), ``loss_tokens``, ``padding`` (share), and the loss's own:
@@ -108,7 +114,8 @@ class Learner:
             raise LearnError("no sample has a token with loss: leave the update out")
         self.model.training_mode(True)
         try:
-            outputs = self._backward(list(enumerate(batches, self._passes + 1)), loss, entropy_gradient)
+            numbered = list(enumerate(batches, self._passes + 1))
+            outputs = self._backward(numbered, loss, entropy_gradient, accuracy)
         finally:
             self.model.training_mode(False)
         self._passes += len(batches)
@@ -281,13 +288,13 @@ class Learner:
         )
 
     def _backward(
-        self, batches: Sequence[tuple[int, Batch]], loss: Loss, entropy_gradient: bool
+        self, batches: Sequence[tuple[int, Batch]], loss: Loss, entropy_gradient: bool, accuracy: bool
     ) -> list[LossOutput]:
         """Each micro-batch's loss and gradient, with its number since the last update."""
         outputs = []
         for number, batch in batches:
             with self._chance(number):
-                output = loss(self._inputs(batch, entropy_gradient))
+                output = loss(self._inputs(batch, entropy_gradient, accuracy))
                 output.loss.backward()  # type: ignore[no-untyped-call]
             outputs.append(replace(output, loss=output.loss.detach()))
         return outputs
@@ -301,15 +308,18 @@ class Learner:
         for batch in batches:
             logprobs_N = torch.zeros(0)
             if batch.loss_mask_BT.any():
-                logprobs_N, _ = model.logprobs(batch, chunk=self._rows.logprob_chunk)
+                logprobs_N = model.logprobs(batch, chunk=self._rows.logprob_chunk).logprobs_N
             scored.append(logprobs_N.cpu().numpy())
         return scored
 
-    def _inputs(self, batch: Batch, entropy_gradient: bool) -> LossInputs:
+    def _inputs(self, batch: Batch, entropy_gradient: bool, accuracy: bool) -> LossInputs:
         """Run the model and put the flat arrays beside its logprobs."""
         mask_BT = batch.loss_mask_BT
-        logprobs_N, entropies_N = self.model.logprobs(
-            batch, chunk=self._rows.logprob_chunk, entropy_gradient=entropy_gradient
+        logprobs_N, entropies_N, likeliest_N = self.model.logprobs(
+            batch,
+            chunk=self._rows.logprob_chunk,
+            entropy_gradient=entropy_gradient,
+            accuracy=accuracy,
         )
         fresh_N = np.zeros(len(logprobs_N), dtype=np.bool_)
         if self._published:
@@ -325,6 +335,7 @@ class Learner:
         return LossInputs(
             logprobs_N=logprobs_N,
             entropies_N=entropies_N,
+            likeliest_N=likeliest_N,
             sampler_logprobs_N=tensor(batch.logprobs_BT[mask_BT]),
             old_logprobs_N=None if old_BT is None else tensor(old_BT[mask_BT]),
             advantages_N=tensor(batch.advantages_BT[mask_BT]),

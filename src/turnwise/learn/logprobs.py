@@ -8,7 +8,7 @@ vocabulary of 151,936 the logits would be 5 GB in float32, and as much again for
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,17 @@ from torch.utils.checkpoint import checkpoint
 
 LogitFunction = Callable[[Tensor], Tensor]
 """Hidden states ``[N, hidden]`` to logits ``[N, vocabulary]``."""
+
+
+class Scored(NamedTuple):
+    """What a model says of N tokens."""
+
+    logprobs_N: Tensor
+    """Float32; they carry gradients."""
+    entropies_N: Tensor
+    """Of the distributions that the tokens are of, float32."""
+    likeliest_N: Tensor | None
+    """Whether each token was the likeliest; None where that was not asked for."""
 
 
 class Head:
@@ -51,8 +62,9 @@ def token_logprobs(
     *,
     chunk: int,
     entropy_gradient: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Logprob of each target and entropy, under ``softmax(logits / temperature)``, both float32 ``[N]``.
+    accuracy: bool = False,
+) -> Scored:
+    """Logprob of each target and entropy, under ``softmax(logits / temperature)``.
 
     Args:
         logits_of: The head.
@@ -61,11 +73,9 @@ def token_logprobs(
         temperatures_N: None where all are 1.
         chunk: Tokens whose logits exist at one time.
         entropy_gradient: Let entropies carry gradients, which takes as much memory again for a chunk.
-
-    Returns:
-        Logprobs, which carry gradients, and entropies.
+        accuracy: Say which targets were the likeliest.
     """
-    logprobs, entropies = [], []
+    logprobs, entropies, likeliest = [], [], list[Any]()
     for start in range(0, max(1, len(targets_N)), chunk):
         part = slice(start, start + chunk)
         inputs = (
@@ -74,15 +84,17 @@ def token_logprobs(
             targets_N[part],
             None if temperatures_N is None else temperatures_N[part],
             entropy_gradient,
+            accuracy,
         )
         # A single chunk's logits are within the bound as they are: nothing is made twice.
         again = torch.is_grad_enabled() and len(targets_N) > chunk
-        logprobs_n, entropies_n = (
+        logprobs_n, entropies_n, likeliest_n = (
             checkpoint(_score, *inputs, use_reentrant=False) if again else _score(*inputs)
         )
         logprobs.append(logprobs_n)
         entropies.append(entropies_n)
-    return torch.cat(logprobs), torch.cat(entropies)
+        likeliest.append(likeliest_n)
+    return Scored(torch.cat(logprobs), torch.cat(entropies), torch.cat(likeliest) if accuracy else None)
 
 
 def _score(
@@ -91,7 +103,8 @@ def _score(
     targets_N: Tensor,
     temperatures_N: Tensor | None,
     entropy_gradient: bool,
-) -> tuple[Tensor, Tensor]:
+    accuracy: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """One chunk."""
     logits_NV = logits_of(hidden_ND).float()
     if temperatures_N is not None:
@@ -101,4 +114,5 @@ def _score(
         # Where a family masks part of its vocabulary with minus infinity, 0 · log 0 is 0, as is its gradient.
         finite_NV = logprobs_NV.masked_fill(logprobs_NV.isneginf(), 0)
         entropies_N = -(logprobs_NV.exp() * finite_NV).sum(-1)
-    return logprobs_NV.gather(-1, targets_N[:, None])[:, 0], entropies_N
+    likeliest_N = logprobs_NV.detach().argmax(-1) == targets_N if accuracy else None
+    return logprobs_NV.gather(-1, targets_N[:, None])[:, 0], entropies_N, likeliest_N

@@ -23,7 +23,7 @@ from turnwise.chat.processing import sees
 from turnwise.chat.vision import Vision
 from turnwise.config import ModelConfig
 from turnwise.errors import LearnError, RecipeError, boundary
-from turnwise.learn.logprobs import Head, LogitFunction, token_logprobs
+from turnwise.learn.logprobs import Head, LogitFunction, Scored, token_logprobs
 from turnwise.learn.shards import Sharded
 from turnwise.learn.vision import Sight, freeze_tower
 from turnwise.types import Batch
@@ -94,23 +94,26 @@ class PolicyModel:
         """Dropout and gradient checkpointing work in training mode only; without them it changes nothing."""
         self.module.train(on and self._needs_training_mode)
 
-    def logprobs(self, batch: Batch, *, chunk: int, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+    def logprobs(
+        self, batch: Batch, *, chunk: int, entropy_gradient: bool = False, accuracy: bool = False
+    ) -> Scored:
         """Logprob and entropy of each token with loss, in the order of ``batch.loss_mask_BT``'s rows.
 
         Args:
             batch: Packed rows.
             chunk: Tokens whose logits exist at one time.
             entropy_gradient: Let entropies carry gradients.
+            accuracy: Say which tokens were the likeliest.
 
         Raises:
             LearnError: A sample's images cannot be read.
         """
-        scored: tuple[Tensor, Tensor] = self._whole(
-            self._logprobs, batch, chunk=chunk, entropy_gradient=entropy_gradient
+        scored: Scored = self._whole(
+            self._logprobs, batch, chunk=chunk, entropy_gradient=entropy_gradient, accuracy=accuracy
         )
         return scored
 
-    def _logprobs(self, batch: Batch, *, chunk: int, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+    def _logprobs(self, batch: Batch, *, chunk: int, entropy_gradient: bool, accuracy: bool) -> Scored:
         ids_BT = self._tensor(batch.token_ids_BT).long()
         axes_4BT, shown = self._sight.inputs(batch, self.device)
         positions = self._tensor(batch.positions_BT).long() if axes_4BT is None else axes_4BT
@@ -133,7 +136,7 @@ class PolicyModel:
                 states = states + self._sight.nothing()
             return token_logprobs(
                 self._logits, states, targets_N, temperatures_N,
-                chunk=chunk, entropy_gradient=entropy_gradient,
+                chunk=chunk, entropy_gradient=entropy_gradient, accuracy=accuracy,
             )  # fmt: skip
 
     @contextmanager

@@ -117,7 +117,7 @@ class ParallelLearner(Learner):
         )
 
     def _backward(
-        self, batches: Sequence[tuple[int, Batch]], loss: Loss, entropy_gradient: bool
+        self, batches: Sequence[tuple[int, Batch]], loss: Loss, entropy_gradient: bool, accuracy: bool
     ) -> list[LossOutput]:
         """All micro-batches' losses, on the CPU; of the gradients, this process's part."""
         ranks = self._ranks
@@ -130,10 +130,10 @@ class ParallelLearner(Learner):
         shown = any(sample.images for _, batch in batches for sample in batch.samples)
         self.model.shows_images = self.model.sharded and shown
         with self._own_share():
-            own = super()._backward(batches[ranks.rank :: ranks.count], loss, entropy_gradient)
+            own = super()._backward(batches[ranks.rank :: ranks.count], loss, entropy_gradient, accuracy)
             for _ in range(self._idle_turns(len(batches), len(own))):
-                logprobs_N, _ = self.model.logprobs(_nothing(), chunk=1)
-                (0 * logprobs_N.sum()).backward()  # type: ignore[no-untyped-call]
+                nothing_N = self.model.logprobs(_nothing(), chunk=1).logprobs_N
+                (0 * nothing_N.sum()).backward()  # type: ignore[no-untyped-call]
         return self._dealt(len(batches), [_on_cpu(output) for output in own])
 
     def _clip(self) -> float:

@@ -103,7 +103,8 @@ def _update(
     weighed = weigh(
         samples, "sequence" if config.weighting == "sample" else "token", by_env=config.weighting == "env"
     )
-    metrics = learner.forward_backward(weighed, cross_entropy) | learner.optim_step(watcher.moving())
+    metrics = learner.forward_backward(weighed, cross_entropy, accuracy=True)
+    metrics |= learner.optim_step(watcher.moving())
     watcher.updated(metrics)
     seconds = time.monotonic() - began
     return {**metrics, "learn_seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}

@@ -27,9 +27,9 @@ MUTATIONS: tuple[Mutation, ...] = (
         name="dropout_by_process",
         why="adapters drop other inputs in a run of more processes",
         file="learn/parallel.py",
-        old="own = super()._backward(batches[ranks.rank :: ranks.count], loss, entropy_gradient)",
+        old="own = super()._backward(batches[ranks.rank :: ranks.count], loss, entropy_gradient, accuracy)",
         new="mine = [batch for _, batch in batches[ranks.rank :: ranks.count]]\n"
-        "            own = super()._backward(list(enumerate(mine)), loss, entropy_gradient)",
+        "            own = super()._backward(list(enumerate(mine)), loss, entropy_gradient, accuracy)",
         tests=(f"{_ONE}[ddp-2-lora, dropout, kl and entropy]",),
     ),
     Mutation(

@@ -30,6 +30,8 @@ class LossInputs:
     """Under the weights that are being trained; carries gradients."""
     entropies_N: Tensor
     """Of the present distribution at each token; carry gradients only where those were asked for."""
+    likeliest_N: Tensor | None = None
+    """Whether each token was the likeliest of that distribution; None where that was not asked for."""
     sampler_logprobs_N: Tensor
     """Of the policy that sampled, as it recorded them."""
     old_logprobs_N: Tensor | None = None

@@ -5,20 +5,17 @@ Docker is a stand-in on PATH (`fake_docker`), whose containers are processes; th
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
+from tests.openenv.containers import Docker, gone, until
 
 from turnwise.errors import EnvSpecError
 from turnwise.openenv.run import LocalDockerProvider, ProcessProvider, StartError, StartTimeoutError
@@ -33,49 +30,6 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": found.get(scope["path"], b"")})
 """
-
-
-class Docker:
-    """The stand-in and what it was asked."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-
-    @property
-    def calls(self) -> list[dict[str, Any]]:
-        path = self.home / "calls.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    @property
-    def containers(self) -> dict[str, dict[str, Any]]:
-        return {path.stem: json.loads(path.read_text()) for path in self.home.glob("turnwise-*.json")}
-
-
-@pytest.fixture
-def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
-    home = tmp_path / "docker"
-    (home / "bin").mkdir(parents=True)
-    source = Path(__file__).with_name("fake_docker.py").read_text()
-    executable = home / "bin/docker"
-    executable.write_text(source.replace("#!PYTHON", f"#!{sys.executable}", 1))
-    executable.chmod(0o755)
-    monkeypatch.setenv("FAKE_DOCKER", str(home))
-    monkeypatch.setenv("PATH", f"{home / 'bin'}:{os.environ['PATH']}")
-    return Docker(home)
-
-
-def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 # Docker

@@ -1,0 +1,108 @@
+"""Training on environments that are given as the addresses of `openenv.core` servers, and as nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import yaml
+from tests.openenv import foreign
+from tests.openenv.serving import running
+from tests.support.models import tiny_qwen3
+from tests.support.tokenizers import tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty thousand random parameters on disk."""
+    path = tmp_path_factory.mktemp("model")
+    tokenizer = tiny_tokenizer()
+    tiny_qwen3(vocab=len(tokenizer), hidden=32, layers=1).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def recipe(path: Path, model: Path, env: Any, **rl: Any) -> Path:
+    """Text without tools: a random model says something in each turn, and some of it pays."""
+    letters = {
+        "env": env,
+        "args": {"reply": "message", "show": "text"},
+        "limits": {"cut_reply": "continue", "max_turns": 4, "call_seconds": 20.0},
+        "max_excluded": 1.0,
+    }
+    settings = {
+        "name": "remote",
+        "threads": 1,
+        "model": {"name": str(model)},
+        "environments": {"letters": letters},
+        "engine": {"max_sequences": 32, "max_context": 256},
+        "rl": {
+            "steps": 20,
+            "groups": {"letters": 2},
+            "group_size": 8,
+            "sampling": {"max_tokens": 8},
+            "optimizer": {"lr": 1e-2},
+            "checkpoint_every": 100,
+            **rl,
+        },
+    }
+    file = path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
+def run(file: Path) -> subprocess.Popen[str]:
+    runs = str(file.with_name("runs"))
+    return subprocess.Popen(
+        [sys.executable, "-m", "turnwise", "run", str(file), "--runs", runs],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def updates(file: Path) -> list[dict[str, Any]]:
+    """The metrics of each update so far."""
+    path = file.with_name("runs") / "remote/metrics.jsonl"
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+@pytest.mark.slow
+def test_turnwise_run_trains_on_a_server(tmp_path: Path, model: Path) -> None:
+    """The command, a recipe, an address: the policy comes to say what the server pays for."""
+    with running(foreign.letters_app()) as server:
+        file = recipe(tmp_path, model, server.url)
+        process = run(file)
+        said, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, said[-3000:]
+    rewards = [one["reward/letters"] for one in updates(file)]
+    assert len(rewards) == 20
+    assert sum(rewards[-5:]) > 1.3 * sum(rewards[:5])
+    assert all(one["turns/letters"] == 3 and one["failed/letters"] == 0 for one in updates(file))
+
+
+@pytest.mark.slow
+def test_a_server_killed_in_the_middle(tmp_path: Path, model: Path) -> None:
+    """Its episodes fail and are counted; the others and the run go on with the server that is left."""
+    servers = [foreign.Process("letters"), foreign.Process("letters")]
+    try:
+        file = recipe(tmp_path, model, [server.url for server in servers], steps=8)
+        process = run(file)
+        while len(updates(file)) < 2 and process.poll() is None:
+            time.sleep(0.02)
+        servers[0].kill()
+        said, _ = process.communicate(timeout=280)
+    finally:
+        for server in servers:
+            server.kill()
+    assert process.returncode == 0, said[-3000:]
+    played = updates(file)
+    assert len(played) == 8
+    failed = [one["failed/letters"] for one in played]
+    assert sum(failed) > 0 and failed[-1] == 0
+    assert all(one["forfeited/letters"] == 0 for one in played)

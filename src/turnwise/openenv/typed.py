@@ -10,6 +10,7 @@ environment's life, or on one for all where the class asks for it (``REQUIRES_SI
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -20,6 +21,8 @@ from turnwise.errors import EnvError, EnvSpecError, TaskError, boundary
 from turnwise.openenv import models
 from turnwise.openenv.typed_class import class_made_by, models_of, schema_of
 from turnwise.openenv.typed_session import TypedSession, close_env, plain
+
+log = logging.getLogger(__name__)
 
 CALL_SECONDS = 600.0
 """One call into an environment. Its own clients give up after 60 s, unless told to wait longer."""
@@ -90,9 +93,11 @@ class TypedEnv:
     def max_sessions(self) -> int | None:
         """Any number where the class says that it supports several at once; else one."""
         if self.cls is None:
-            env = self.make()
-            self.cls = type(env)
-            close_env(env)
+            try:
+                self.cls = self._asked(type)
+            except EnvError as error:  # It may work where a session is opened, later and elsewhere.
+                log.warning("%s: it is taken to support one session at a time", error)
+                return 1
         return None if getattr(self.cls, "SUPPORTS_CONCURRENT_SESSIONS", False) else 1
 
     async def schemas(self) -> Mapping[str, Any]:
@@ -159,7 +164,7 @@ class TypedEnv:
             self._common = None
 
     def _asked(self, question: Callable[[Any], Any]) -> Any:
-        with boundary(EnvError, f"environment {self.name}: tasks"):
+        with boundary(EnvError, f"environment {self.name}"):
             env = contain.call(self.make)
             try:
                 return contain.call(partial(question, env))

@@ -70,16 +70,13 @@ class TypedSession:
         return dataclasses.replace(answer, metadata={**answer.metadata, "ignored": ignored})
 
     async def step(self, action: Mapping[str, Any], *, seconds: float | None = None) -> Answer:
-        """Act."""
-        try:
-            model = self._action_class(action)
-            parsed = action if model is None else model.model_validate(action)
-        except ValidationError as wrong:
-            raise ActionError(f"no such action: {message_of(wrong, 500)}") from wrong
-        timeout = {"timeout_s": seconds} if seconds is not None and self._step_takes_timeout else {}
-        observation = await self._run(
-            "step", partial(self._step, parsed, **timeout), on_loop=self._step_on_loop, seconds=seconds
-        )
+        """Act; who takes ``timeout_s`` keeps it themselves."""
+        parsed = self._parsed(action)
+        if seconds is not None and self._step_takes_timeout:
+            step, seconds = partial(self._step, parsed, timeout_s=seconds), None
+        else:
+            step = partial(self._step, parsed)
+        observation = await self._run("step", step, on_loop=self._step_on_loop, seconds=seconds)
         return self._answer("step", observation)
 
     async def state(self) -> Mapping[str, Any]:
@@ -181,6 +178,19 @@ class TypedSession:
         if hasattr(env, "_async_list_tools") and hasattr(env, "_async_call_tool"):
             self._tools = tools = ServerTools(env.mcp_server)
             env._async_list_tools, env._async_call_tool = tools.list, tools.call
+
+    def _parsed(self, action: Mapping[str, Any]) -> Any:
+        model = self._action_class(action)
+        if model is None:
+            return action
+        try:
+            with boundary(EnvError, f"{self._what}: its action's validators"):
+                return model.model_validate(action)
+        except EnvError as error:
+            if isinstance(error.__cause__, ValidationError):
+                wrong = error.__cause__
+                raise ActionError(f"no such action: {message_of(wrong, 500)}") from wrong
+            raise
 
     def _action_class(self, action: Mapping[str, Any]) -> type[BaseModel] | None:
         if self._takes_calls:

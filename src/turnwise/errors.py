@@ -7,8 +7,6 @@ What users can cause is a `TurnwiseError`, most of which are also the standard t
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 class TurnwiseError(Exception):
@@ -110,8 +108,7 @@ class TooManyFailuresError(TurnwiseError):
     """The error budget is used up; the run stops with everything finished on disk."""
 
 
-@contextmanager
-def boundary(error: type[TurnwiseError], where: str) -> Iterator[None]:
+class boundary:
     """Turn any foreign exception into ``error``, saying where it came from.
 
     Errors of ours pass unchanged, and so do cancellation, `KeyboardInterrupt` and `SystemExit`.
@@ -120,12 +117,19 @@ def boundary(error: type[TurnwiseError], where: str) -> Iterator[None]:
             with boundary(EnvError, f"environment {name}: reset"):
                 observation = env.reset(task)
     """
-    try:
-        yield
-    except TurnwiseError:
-        raise
-    except Exception as cause:
-        raise error(f"{where}: {said(cause)}") from cause
+
+    __slots__ = ("error", "where")
+
+    def __init__(self, error: type[TurnwiseError], where: str) -> None:
+        self.error, self.where = error, where
+
+    def __enter__(self) -> None:
+        """Nothing is needed."""
+
+    def __exit__(self, kind: type[BaseException] | None, cause: BaseException | None, _: object) -> None:
+        """Raise ``error`` in a foreign exception's place."""
+        if isinstance(cause, Exception) and not isinstance(cause, TurnwiseError):
+            raise self.error(f"{self.where}: {said(cause)}") from cause
 
 
 def said(error: BaseException, limit: int | None = 2000) -> str:

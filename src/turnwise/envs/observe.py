@@ -177,9 +177,8 @@ def step(value: Any, limit: int, what: str) -> Step:
         told = observation(seen, limit)
     reward = None if value.reward is None else finite(value.reward, f"{what}: reward")
     # Ends may be numpy's; and what the environment goes on changing is not what it said here.
-    return replace(
-        value,
-        observation=told,
+    return Step(
+        told,
         reward=reward,
         terminated=bool(value.terminated),
         truncated=bool(value.truncated),

@@ -6,7 +6,7 @@ import asyncio
 import random
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from turnwise.envs.session import Session
 from turnwise.errors import ActionError, EnvError, ScoringError
@@ -275,6 +275,8 @@ def _only(action: Mapping[str, Any], *allowed: str) -> None:
 
 
 def _reply(action: Mapping[str, Any]) -> str:
+    if len(action) == 2 and action.get("type") == "reply" and type(action.get("text")) is str:
+        return cast(str, action["text"])  # As nearly all are.
     fields = {key: value for key, value in action.items() if key not in ("type", "metadata")}
     if action.get("type", "reply") == "reply" and len(fields) == 1:
         ((key, text),) = fields.items()
@@ -287,10 +289,8 @@ def _reply(action: Mapping[str, Any]) -> str:
 
 
 def _seen(messages: Sequence[Message]) -> dict[str, Any]:
-    return {
-        "text": "\n\n".join(one.text for one in messages),
-        "messages": [wire.message(one) for one in messages],
-    }
+    text = messages[0].text if len(messages) == 1 else "\n\n".join(one.text for one in messages)
+    return {"text": text, "messages": [wire.message(one) for one in messages]}
 
 
 def _blocks(content: Content) -> list[dict[str, Any]] | None:

@@ -5,7 +5,8 @@
     sync, inline, async, tool   microseconds of server CPU per step at 64 sessions; their client on both
     sessions                    memory of the server per open session, KiB; and `opening`, seconds until 1,000
                                 sessions that open at once have all been reset
-    client, client_async        steps per second at 64 sessions, each client on its own server
+    client, client_async        steps per second at 64 sessions, each `EnvClient` on its own server
+    client_train                the same, with what a training run plays on in place of our `EnvClient`
 
 Each server is a process of its own, under uvloop, on loopback. The two take turns, and medians of the pairs
 are compared. CPU is what the kernel says the server's process used, in user and system mode, from the first
@@ -31,6 +32,7 @@ import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import uvloop
@@ -147,6 +149,31 @@ def heard(observation: dict[str, Any]) -> Any:
     return result["data"] if isinstance(result, dict) else result
 
 
+class Trained:
+    """What a recipe's URL is played on by, with an `EnvClient`'s face."""
+
+    def __init__(self, base_url: str, **_: Any) -> None:
+        self.url = base_url
+
+    async def connect(self) -> None:
+        from turnwise.envs.registry import make
+        from turnwise.envs.session import Limits
+
+        self.session = await make(self.url).open(Limits())
+
+    async def reset(self) -> None:
+        await self.session.reset({}, 0)
+
+    async def step(self, action: dict[str, Any]) -> Any:
+        from turnwise.types import Message
+
+        told = (await self.session.step(Message.assistant(action["text"]))).observation
+        return SimpleNamespace(observation={"text": told if isinstance(told, str) else told[0].text})
+
+    async def close(self) -> None:
+        await self.session.close()
+
+
 @contextlib.asynccontextmanager
 async def opened(make: type[Client], url: str, count: int) -> AsyncIterator[list[Client]]:
     """Clients, connected and reset all at once."""
@@ -173,7 +200,8 @@ async def play(make: type[Client], server: Server, payload: Payload, *, sessions
         await asyncio.gather(*(one(client, i * 10**5, WARM) for i, client in enumerate(clients)))
         cpu, start = server.cpu(), time.perf_counter()
         await asyncio.gather(*(one(client, i * 10**5 + WARM, steps) for i, client in enumerate(clients)))
-        seconds, cpu = time.perf_counter() - start, server.cpu() - cpu
+        # The kernel counts in ticks of 10 ms: a few steps may take none.
+        seconds, cpu = time.perf_counter() - start, max(server.cpu() - cpu, 1 / TICK)
     return Played(seconds=seconds, cpu=cpu, steps=sessions * steps)
 
 
@@ -206,7 +234,11 @@ STEP_ROWS = {
     "async": StepRow(ours="AsyncEcho", theirs="async"),
     "tool": StepRow(ours="Echo", theirs="tool", say=(call, call), steps=40),
 }
-CLIENT_ROWS = {"client": STEP_ROWS["sync"], "client_async": STEP_ROWS["async"]}
+CLIENT_ROWS = {
+    "client": STEP_ROWS["sync"],
+    "client_async": STEP_ROWS["async"],
+    "client_train": STEP_ROWS["sync"],
+}
 ROWS = (*STEP_ROWS, "sessions", *CLIENT_ROWS)
 
 Row = dict[str, Any]
@@ -261,10 +293,11 @@ def measure(name: str, *, sessions: int, pairs: int) -> Iterator[Row]:
     elif name in CLIENT_ROWS:
         from turnwise.openenv import GenericEnvClient as OurClient
 
+        mine: Any = Trained if name == "client_train" else OurClient
         found = uvloop.run(
-            step_pairs(CLIENT_ROWS[name], (OurClient, GenericEnvClient), sessions=sessions, pairs=pairs)
+            step_pairs(CLIENT_ROWS[name], (mine, GenericEnvClient), sessions=sessions, pairs=pairs)
         )
-        rates = [(mine.rate, other.rate) for mine, other in found]
+        rates = [(left.rate, right.rate) for left, right in found]
         yield row(name, "steps/s", rates, more_is_better=True)
     else:
         # A server that has held a thousand sessions holds their memory too: each is a new one.

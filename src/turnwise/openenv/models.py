@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -99,6 +99,15 @@ class StepResult(Generic[ObsT]):
     """The episode is over."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Beside the observation: ``terminated`` and ``truncated`` from a Turnwise server."""
+
+
+class Message(TypedDict):
+    """One message of a chat, as some environments written for OpenEnv keep them."""
+
+    role: str
+    """``system``, ``user``, ``assistant``."""
+    content: str
+    """Its text."""
 
 
 class Tool(BaseModel):

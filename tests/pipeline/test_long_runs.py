@@ -64,7 +64,8 @@ def test_finished_siblings_have_the_row_with_what_it_keeps_in_memory(tmp_path: P
     assert not isinstance(source._played["rl/catch/0"][stored.id].task["when"], Kept)
     assert source("catch", 0) is not None
     (one,) = source.finished("rl/catch/0")
-    assert one.task["when"].value == date(2024, 1, 1)
+    kept = one.task["when"]
+    assert isinstance(kept, Kept) and kept.value == date(2024, 1, 1)
 
 
 def test_groups_of_an_environment_with_a_tilde_in_its_name_are_spent(tmp_path: Path) -> None:

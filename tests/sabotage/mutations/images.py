@@ -84,8 +84,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         name="rows_without_their_images",
         why="the images of a data set's own column are not shown",
         file="envs/trl_class.py",
-        old='        return opening(task.get("prompt"), returned, _images(task))\n',
-        new='        return opening(task.get("prompt"), returned)\n',
+        old="returned, images_of(task))",
+        new="returned)",
         tests=("tests/envs/test_images.py::test_a_row_s_images_are_shown_as_trl_shows_them",),
     ),
 )

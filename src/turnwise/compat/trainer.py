@@ -22,7 +22,7 @@ from turnwise.compat import rows as data
 from turnwise.compat.attributes import Environments, OnlineAttributes
 from turnwise.compat.best import by_reward, check_played
 from turnwise.compat.completions import show_completions
-from turnwise.compat.environments import PLACEHOLDER, environments, need_a_reward, rows_by_environment
+from turnwise.compat.environments import PLACEHOLDER, environments, need_a_reward, placed, rows_by_environment
 from turnwise.compat.evaluation import orders_of, play_rows
 from turnwise.compat.internals import need_config
 from turnwise.compat.logbook import Logbook
@@ -31,6 +31,7 @@ from turnwise.compat.metrics import Metrics, tokens_of
 from turnwise.compat.models import image_of, keep_starting_adapters, load_policy, load_processing, name_of
 from turnwise.compat.rewards import Board, Form, TrlContract, form_of, reward_functions
 from turnwise.compat.rollout_func import Rollouts, player
+from turnwise.compat.stream import Stream, StreamRows
 from turnwise.compat.training import RunTrainer
 from turnwise.compat.translate import Plan, rl_recipe
 from turnwise.config import EnvConfig, RlConfig
@@ -53,6 +54,9 @@ class OnlineTrainer(OnlineAttributes, RunTrainer):
     config_name: ClassVar[str]
     """Of the class of its arguments."""
     book: Logbook
+    _stream: Stream
+    _streamed: Any = None
+    """The data set that it reads."""
 
     def __init__(
         self,
@@ -155,10 +159,10 @@ class OnlineTrainer(OnlineAttributes, RunTrainer):
         self.planned()
         return form
 
-    def _planned(self, name: str) -> tuple[Plan, dict[str, list[Task]]]:
-        """The plan, and the rows by environment: as many of a stream as the plan takes."""
+    def _planned(self, name: str) -> tuple[Plan, Mapping[str, Sequence[Task]]]:
+        """The plan, and the rows by environment; those of a stream are read as steps need them."""
         dataset: Any = self.train_dataset
-        rows: dict[str, list[Task]] | None = None
+        rows: Mapping[str, Sequence[Task]] | None = None
         if dataset is None:
             if self._routed:
                 raise RecipeError(
@@ -179,17 +183,34 @@ class OnlineTrainer(OnlineAttributes, RunTrainer):
         if rows is None:
             if self.args.shuffle_dataset and hasattr(dataset, "shuffle"):
                 dataset = dataset.shuffle(seed=self.args.seed)
-            limit = plan.steps * plan.prompts_per_step
-            rows = self._by_environment(dataset, "train_dataset", limit)
+            if self._streamed is not self.train_dataset:  # What was read is kept when it is planned anew.
+                self._streamed = self.train_dataset
+                self._stream = Stream(data.rows_of(dataset, "train_dataset"), self._placed, self._specs)
+            self._stream.limit = plan.steps * plan.prompts_per_step
+            rows = {env: self._stream.of(env) for env in self._specs}
         return plan, rows
 
-    def _by_environment(self, dataset: Any, what: str, limit: int | None = None) -> dict[str, list[Task]]:
-        only, image = bool(self.args.remove_unused_columns), image_of(self.processing_class)
-        tasks = data.tasks_of(dataset, what, limit=limit, prompt_only=only, image=image)
-        if self.rollout_func is None:
-            for number, task in enumerate(tasks):
-                data.check_prompt(task, what, number)
+    def _by_environment(self, dataset: Any, what: str) -> dict[str, list[Task]]:
+        tasks = (self._task(row, what, number) for number, row in enumerate(data.rows_of(dataset, what)))
         return rows_by_environment(tasks, self._specs, routed=self._routed)
+
+    def _placed(self, row: Any, number: int) -> tuple[str, Task]:
+        task = self._task(row, "train_dataset", number)
+        return placed(task, number, self._specs, routed=self._routed)
+
+    def _task(self, row: Any, what: str, number: int) -> Task:
+        only, image = bool(self.args.remove_unused_columns), image_of(self.processing_class)
+        task = data.task_of(row, what, number, prompt_only=only, image=image)
+        if self.rollout_func is None:
+            data.check_prompt(task, what, number)
+        return task
+
+    def step_begins(self, step: int) -> None:
+        """As of `RunTrainer`: rows of this step and the next are read here, where the data set was made."""
+        for env, count in self.config.groups.items():
+            rows = self._train_rows[env]
+            if isinstance(rows, StreamRows):
+                rows.prepare((step + 1) * count)
 
     def given(self, loop: Loop, watcher: Watcher, ranks: Ranks | None) -> Given:
         """As of `RunTrainer`."""

@@ -41,6 +41,8 @@ def test_an_error_in_a_call_is_raised_where_it_was_asked_for() -> None:
     async def work(loop: Loop) -> str:
         with pytest.raises(ZeroDivisionError):
             await loop.here(lambda: 1 // 0)
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await loop.here(next, iter(()))
         raise LookupError("and out again")
 
     with Loop() as loop, pytest.raises(LookupError, match="and out again"):

@@ -230,6 +230,52 @@ def test_tensors_and_arrays_are_lists_too():
     assert read.parts == (([7], [-0.5]), ([8], None)) and read.prompt_ids == [5, 6]
 
 
+def test_scalars_of_numpy_and_torch_are_numbers():
+    answer = {
+        "prompt_ids": [[torch.tensor(5), 6]],
+        "completion_ids": [[np.int64(7), torch.tensor(8), 9]],
+        "logprobs": [[np.float32(-0.5), torch.tensor(-0.25), [np.float64(-1.0)]]],
+        "env_mask": [[np.bool_(True), torch.tensor(1), True]],
+    }
+    [read] = read_rollouts(answer, 1)
+    assert read.prompt_ids == [5, 6] and read.parts == (([7, 8, 9], [-0.5, -0.25, -1.0]),)
+    assert {type(one) for one in read.columns["completion_ids"]} == {int}
+    with pytest.raises(RolloutError, match=r"completion_ids\[0\]: expected token ids"):
+        read_rollouts({**answer, "completion_ids": [[np.float32(7), 8, 9]]}, 1)
+
+
+def test_logprobs_that_are_not_given_are_the_learners_own(tmp_path, caplog):
+    """As in TRL, which takes the sampler's weights for the present ones then; env_mask cuts as ever."""
+    true: list[list[float]] = []
+    said = ids_of("more")
+
+    def rollout_func(prompts, trainer):
+        rows: dict[str, Any] = {"prompt_ids": [], "completion_ids": [], "logprobs": None, "env_mask": []}
+        for one in generate_rollout_completions(trainer, prompts):
+            rows["prompt_ids"].append(one["prompt_ids"])
+            rows["completion_ids"].append([*one["completion_ids"], *said])
+            rows["env_mask"].append([1] * len(one["completion_ids"]) + [0] * len(said))
+            true.append(one["logprobs"])
+        return rows
+
+    made = trainers.trainer(
+        tmp_path, rollout_func=rollout_func, max_steps=2, bf16=False, temperature=0.7,
+        eval_dataset=trainers.ROWS[:1],
+    )  # fmt: skip
+    made.train()
+    told = {one.id: one for one in RunDir(tmp_path).read("rl")}
+    found = [list(one.turns[0].logprobs) for one in told.values()]
+    assert len(found) == 16 and len(true) == 16
+    near = [
+        min((np.abs(np.subtract(own, one)).max() for one in true if len(one) == len(own)), default=1.0)
+        for own in found
+    ]
+    assert max(near) < 1e-4, "as it was drawn with, at its temperature, by the weights of its step"
+    assert caplog.text.count("returned no logprobs") == 1
+    made.evaluate()
+    assert logged(made, "eval_reward")
+
+
 # -- rewards -------------------------------------------------------------------------------------------
 
 
@@ -303,12 +349,56 @@ def test_a_call_that_raises_is_made_again():
     assert len(failed) == 6 and "game server is restarting" in failed[0].error.message
 
 
-def test_a_function_that_always_raises_stops_the_run_with_what_it_said():
+@pytest.mark.parametrize(("error", "ends"), [(KeyError, False), (TypeError, True), (AttributeError, True)])
+def test_one_that_has_played_before_is_stopped_by_mistakes_in_its_code_alone(error, ends):
+    calls = []
+
+    def rollout_func(prompts, trainer):
+        calls.append(len(prompts))
+        if len(calls) == 2:
+            raise error("observation")
+        return answering(prompts)
+
+    if ends:
+        with pytest.raises(error, match="observation"):
+            play(rollout_func, steps=2)
+    else:
+        [_, groups], _ = play(rollout_func, steps=2)
+        assert [group.id for group in groups] == [f"rl/prompts/{n}~1" for n in (3, 4, 5)]
+    assert calls == [6] * (2 if ends else 3)
+
+
+def test_a_first_call_that_raises_ends_the_run_by_its_own_error():
+    seen: list[Trajectory] = []
+
     def rollout_func(prompts, trainer):
         raise KeyError("observation")
 
-    with pytest.raises(TooManyFailuresError, match=r"KeyError.*observation"):
+    with pytest.raises(KeyError, match="observation") as caught:
+        play(rollout_func, sink=seen.append)
+    assert caught.traceback[-1].name == "rollout_func" and len(seen) == 6
+
+
+def test_one_that_never_reaches_its_network_stops_the_run_with_what_it_said():
+    def rollout_func(prompts, trainer):
+        raise ConnectionError("no route")
+
+    with pytest.raises(TooManyFailuresError, match=r"ConnectionError.*no route"):
         play(rollout_func, max_failures=12)
+
+
+def test_one_that_is_called_otherwise_is_refused_when_the_trainer_is_made(tmp_path):
+    def earlier(prompts, args, processing_class):
+        return {}
+
+    with pytest.raises(
+        RecipeError, match=r"rollout_func\(prompts, trainer\), and missing.*takes \(prompts, args"
+    ):
+        trainers.trainer(tmp_path, rollout_func=earlier)
+    with pytest.raises(TaskError, match=r"row 0: it has no 'prompt', only question"):
+        trainers.trainer(
+            tmp_path, rollout_func=lambda prompts, trainer: {}, train_dataset=[{"question": "x"}] * 4
+        )
 
 
 def test_it_is_never_called_twice_at_a_time():
@@ -397,7 +487,10 @@ def test_staleness_and_rows_without_a_prompt_are_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"logprobs": None}, "returned no logprobs; it must return prompt_ids, completion_ids and logprobs"),
+        (
+            {"prompt_ids": None},
+            "returned no prompt_ids; it must return prompt_ids, completion_ids and logprobs",
+        ),
         ({"completion_ids": [[7, 8, END]]}, "returned 1 completion_ids for 2 prompts; prompts come repeated"),
         ({"completion_ids": [[7, 8, END], []]}, r"completion_ids\[1\]: expected token ids.*found nothing"),
         ({"prompt_ids": [[5], [5.5]]}, r"prompt_ids\[1\]: expected token ids.*5\.5"),

@@ -106,6 +106,11 @@ class Loop:
             # Whoever asked may have been told already that nobody waits: Ctrl-C struck in what this call ran.
             try:
                 value = function(*arguments)
+            except StopIteration as odd:  # Which no future takes: whoever waits would wait for ever.
+                if not future.done():
+                    problem = RuntimeError("it raised StopIteration")
+                    problem.__cause__ = odd
+                    future.set_exception(problem)
             except Exception as error:  # noqa: BLE001 - raised again where it was asked for
                 if not future.done():
                     future.set_exception(error)

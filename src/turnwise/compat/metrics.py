@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from turnwise.types import Trajectory, TrajectoryGroup
+from turnwise.types import STEPS, Trajectory, TrajectoryGroup
 
 Metrics = dict[str, float | None]
 
@@ -113,6 +113,8 @@ def _rewards(groups: Sequence[TrajectoryGroup], episodes: Sequence[Trajectory], 
             for one in episodes
             if name in one.rewards and (value := one.rewards[name].value) is not None
         ]
+        if name == STEPS and not any(turn.reward is not None for one in episodes for turn in one.turns):
+            continue  # It stands for the 0 of an episode that nobody could score any more: no step paid it.
         metrics[f"rewards/{name}/mean"] = mean(values)
         metrics[f"rewards/{name}/std"] = deviation(values)
     totals = [reward for one in episodes if (reward := one.reward) is not None]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import logging
 import math
 import sys
@@ -25,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from turnwise.errors import RecipeError
-from turnwise.rollout.columns import shown
+from turnwise.rollout.columns import TRL_OWN, shown
 from turnwise.rollout.faults import Faults
 from turnwise.rollout.scoring import RewardFunction, on_thread
 from turnwise.types import Message, Trajectory
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 SECONDS = 600.0
 """Deadline of one async call: TRL has none, and a judge that is asked about a whole group takes its time."""
+HANDED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+"""What each function may take, beside columns and environments."""
 KEPT = 65_536
 """Episodes of which a column's values are kept until somebody takes them; groups may be dropped unseen."""
 
@@ -264,10 +267,39 @@ def in_turn(functions: Iterable[RewardFunction], here: Here) -> tuple[RewardFunc
     )
 
 
+def need_columns(
+    functions: Iterable[RewardFunction], rows: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> None:
+    """Refuse functions that need what they will not be given.
+
+    Args:
+        functions: Of `reward_functions`.
+        rows: By environment; the first of each is looked at.
+
+    Raises:
+        RecipeError: A parameter without a default is neither a column nor what TRL hands over.
+    """
+    columns = {name for own in rows.values() for name in own[0]} - set(TRL_OWN)
+    for one in functions:
+        contract = one.contract
+        if not isinstance(contract, TrlContract) or contract.form == "rollout":
+            continue  # Whose columns are also what the rollouts bring along.
+        given = {*columns, *HANDED, *(["environments"] if contract.environments else [])}
+        given |= {"environment"} if contract.routed else set()
+        for part in inspect.signature(one.function).parameters.values():
+            optional = part.default is not part.empty or part.kind in (part.VAR_POSITIONAL, part.VAR_KEYWORD)
+            if not optional and part.name not in given:
+                raise RecipeError(
+                    f"reward function '{one.name}' needs '{part.name}', and it is given by name: "
+                    f"{', '.join(HANDED)} and the columns {', '.join(sorted(columns)) or '(there are none)'}"
+                )
+
+
 def form_of(rows: Mapping[str, Sequence[Mapping[str, Any]]], *, plays: bool) -> Form:
     """What completions look like: text where a prompt is plain text, and no environment or tool answers."""
-    prompts = [own[0].get("prompt") for own in rows.values()]
-    return "text" if not plays and all(isinstance(one, str) for one in prompts) else "chat"
+    if plays:
+        return "chat"
+    return "text" if all(isinstance(own[0].get("prompt"), str) for own in rows.values()) else "chat"
 
 
 def name_of(reward: Any) -> str:

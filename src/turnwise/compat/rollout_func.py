@@ -8,8 +8,12 @@
 
 The function is called once for all groups that a step begins, and never twice at a time. Everything around it
 is as for any episode: rewards, groups, what is on disk, resuming. A call that raises counts as so many failed
-episodes and is made again; an answer of the wrong form stops the run. There is no deadline: as in TRL, only
-the function knows how long its episodes take.
+episodes and is made again, save where its code is wrong (`DEFECTS`) or the first one raises: then that error
+ends the run, as does an answer of the wrong form. A network that fails is neither. There is no deadline: as
+in TRL, only the function knows how long its episodes take.
+
+A function that says nothing of its log probabilities has sampled from the present weights, as in TRL: what
+they are by the learner's own reckoning stands on the trajectories.
 """
 
 from __future__ import annotations
@@ -17,10 +21,13 @@ from __future__ import annotations
 import asyncio
 import copy
 import inspect
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from turnwise.compat.generation import SOURCES, Source
 from turnwise.compat.rollouts import Rollout, read_rollouts
@@ -29,6 +36,7 @@ from turnwise.errors import PolicyError, RecipeError, RolloutError, TaskError, T
 from turnwise.rollout.arena import Arena
 from turnwise.rollout.columns import Live
 from turnwise.rollout.episode import Sink
+from turnwise.rollout.faults import DEFECTS
 from turnwise.rollout.group import GroupOrder
 from turnwise.rollout.player import Player
 from turnwise.rollout.policies import ModelPolicy
@@ -36,24 +44,59 @@ from turnwise.rollout.policy import Policy
 from turnwise.rollout.record import EpisodeOrder, Record, failure_of
 from turnwise.rollout.scheduler import Scheduler
 from turnwise.rollout.scoring import on_thread, score_siblings
-from turnwise.types import Finish, Message, Reply, Sampling, StopReason, Trajectory, TrajectoryGroup
+from turnwise.types import (
+    Finish,
+    FloatArray,
+    Message,
+    Reply,
+    Sample,
+    Sampling,
+    StopReason,
+    Trajectory,
+    TrajectoryGroup,
+)
+
+log = logging.getLogger(__name__)
 
 RolloutFunc = Callable[[list[Any], Any], Any]
 """``rollout_func(prompts, trainer)``, sync or async."""
 Call = Callable[..., Awaitable[Any]]
 """Calls a sync function with its arguments where that may block, and comes to what it returns."""
+Score = Callable[[Sequence[Sample]], Sequence[FloatArray]]
+"""Log probabilities of each sample's tokens under the present weights; it may block."""
 
 POLICY = "rollout_func"
 """Who played, on the trajectories."""
 
 
-def player(rollout_func: RolloutFunc, trainer: Any, *, call: Call | None = None) -> Callable[..., Player]:
+def check_signature(rollout_func: RolloutFunc) -> None:
+    """Refuse a function that cannot be called with prompts and a trainer.
+
+    Raises:
+        RecipeError: It takes other arguments, as in earlier versions of TRL.
+    """
+    try:
+        inspect.signature(rollout_func).bind([], None)
+    except ValueError:  # A builtin may have none to look at.
+        return
+    except TypeError as cause:
+        raise RecipeError(
+            f"rollout_func is called as rollout_func(prompts, trainer), and {cause}; it takes "
+            f"{inspect.signature(rollout_func)} (what else it needs is in trainer.args and "
+            "trainer.processing_class)"
+        ) from cause
+
+
+def player(
+    rollout_func: RolloutFunc, trainer: Any, *, call: Call | None = None, score: Score | None = None
+) -> Callable[..., Player]:
     """What makes the player of a run, with the arguments of a `Scheduler`.
 
     Args:
         rollout_func: The function.
         trainer: Handed to it.
         call: Where a sync one is called; on a thread of its own if None.
+        score: As of `Rollouts`.
     """
 
     def make(*, policy: ModelPolicy, staleness: int = 0, **options: Any) -> Scheduler:
@@ -62,7 +105,7 @@ def player(rollout_func: RolloutFunc, trainer: Any, *, call: Call | None = None)
                 f"rl.staleness is {staleness}; a rollout_func says nothing of the weights that drew its "
                 "tokens, so that it plays between updates only: set rl.staleness=0"
             )
-        rollouts = Rollouts(rollout_func, trainer, policy, call=call)
+        rollouts = Rollouts(rollout_func, trainer, policy, call=call, score=score)
         return _Player(rollouts, policy=policy, play=rollouts.play, staleness=0, **options)
 
     return make
@@ -99,13 +142,22 @@ class Rollouts:
         trainer: Handed to it.
         policy: What `generate_rollout_completions` samples with.
         call: Where a sync function is called; on a thread of its own if None.
+        score: Asked where the function says nothing of its log probabilities; nobody is if None, as in an
+            evaluation, which learns nothing from them.
     """
 
     def __init__(
-        self, rollout_func: RolloutFunc, trainer: Any, policy: ModelPolicy, *, call: Call | None = None
+        self,
+        rollout_func: RolloutFunc,
+        trainer: Any,
+        policy: ModelPolicy,
+        *,
+        call: Call | None = None,
+        score: Score | None = None,
     ) -> None:
         self.rollout_func, self.trainer, self.policy = rollout_func, trainer, policy
-        self._call = call or _on_thread
+        self._call, self._score = call or _on_thread, score
+        self._answered = self._told = False
         self._waiting: list[_Share] = []
         self._calls: set[asyncio.Task[None]] = set()
         self._busy = asyncio.Lock()
@@ -203,9 +255,11 @@ class Rollouts:
                 with boundary(PolicyError, POLICY):
                     rollouts = await self._answer(shares[0], prompts)
             except TurnwiseError as error:
+                cause = error.__cause__
+                ends_run = isinstance(cause, DEFECTS) or not (self._answered or isinstance(cause, OSError))
                 for share in shares:
                     if not share.rollouts.done():
-                        share.rollouts.set_exception(error)
+                        share.rollouts.set_exception(cause if cause is not None and ends_run else error)
                 return
             parts = iter(rollouts)
             for share in shares:
@@ -228,7 +282,23 @@ class Rollouts:
         finally:
             source.open = False
         seconds = time.perf_counter() - began
-        return [replace(one, seconds=seconds) for one in read_rollouts(answer, len(prompts))]
+        rollouts = [replace(one, seconds=seconds) for one in read_rollouts(answer, len(prompts))]
+        self._answered = True
+        return rollouts if answer["logprobs"] is not None else await self._scored(rollouts, first.sampling)
+
+    async def _scored(self, rollouts: list[Rollout], sampling: Sampling) -> list[Rollout]:
+        """The rollouts with the learner's log probabilities."""
+        if self._score is None:
+            return rollouts
+        if not self._told:
+            self._told = True
+            log.warning(
+                "rollout_func returned no logprobs: the learner's own are taken for them, so that nothing is "
+                "known of how far the sampler was off"
+            )
+        samples = [_sample(one, sampling.temperature) for one in rollouts]
+        found = await asyncio.to_thread(self._score, samples)
+        return [_with_logprobs(one, own_T) for one, own_T in zip(rollouts, found, strict=True)]
 
     # -- the record ----------------------------------------------------------------------------------
 
@@ -249,7 +319,7 @@ class Rollouts:
                 message=renderer.parse(ids, (), context),
                 context_ids=context,
                 ids=ids,
-                logprobs=logprobs,
+                logprobs=logprobs or None,
                 versions=[version] * len(ids),
                 finish=Finish.STOP if ended else Finish.LENGTH,
             )
@@ -263,6 +333,37 @@ class Rollouts:
         tokenizer: Any = getattr(self.policy.renderer, "tokenizer", None)
         padding: int | None = getattr(tokenizer, "pad_token_id", None)
         return {*self.policy.renderer.stop_ids, *([] if padding is None else [padding])}
+
+
+def _sample(rollout: Rollout, temperature: float) -> Sample:
+    """A row to score."""
+    ids = list(rollout.prompt_ids)
+    mask = [False] * len(ids)
+    for part, logprobs in rollout.parts:
+        ids += part
+        mask += [logprobs is not None] * len(part)
+    zeros_T = np.zeros(len(ids), dtype=np.float32)
+    return Sample(
+        token_ids_T=np.array(ids, dtype=np.int32),
+        loss_mask_T=np.array(mask),
+        logprobs_T=zeros_T,
+        advantages_T=zeros_T,
+        weights_T=zeros_T,
+        versions_T=np.full(len(ids), -1, dtype=np.int32),
+        trajectory_id=POLICY,
+        group_id=POLICY,
+        env=POLICY,
+        temperature=temperature,
+    )
+
+
+def _with_logprobs(rollout: Rollout, logprobs_T: FloatArray) -> Rollout:
+    parts: list[tuple[list[int], list[float] | None]] = []
+    at = len(rollout.prompt_ids)
+    for ids, found in rollout.parts:
+        parts.append((ids, None if found is None else logprobs_T[at : at + len(ids)].tolist()))
+        at += len(ids)
+    return replace(rollout, parts=tuple(parts))
 
 
 async def _on_thread(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -25,7 +25,8 @@ class Rollout:
 
     prompt_ids: list[int]
     parts: tuple[tuple[list[int], list[float] | None], ...]
-    """Runs of tokens in their order, with the log probabilities of those that the model wrote."""
+    """Runs of tokens in their order, with the log probabilities of those that the model wrote: none of these
+    where the function says nothing of them."""
     columns: Mapping[str, Any]
     """For reward functions: all completion ids, and the fields that the function added."""
     seconds: float = 0.0
@@ -37,14 +38,14 @@ def read_rollouts(answer: Any, count: int) -> list[Rollout]:
 
     ``logprobs`` has a number for each completion token, or a list of the most probable ones, as vLLM's client
     gives them, whose ids are in ``logprob_token_ids`` where there are several. Where ``env_mask`` is 0, which
-    is what the model did not write, they are not looked at.
+    is what the model did not write, they are not looked at. None says nothing of any.
 
     Raises:
         RolloutError: Something is missing or of another length or type; the message says which and where.
     """
     if not isinstance(answer, Mapping):
         raise RolloutError(f"rollout_func returned {type(answer).__name__}; expected a dict with {_REQUIRED}")
-    missing = [key for key in REQUIRED if answer.get(key) is None]
+    missing = [key for key in REQUIRED if key not in answer or (answer[key] is None and key != "logprobs")]
     if missing:
         raise RolloutError(f"rollout_func returned no {', '.join(missing)}; it must return {_REQUIRED}")
     columns = {key: _rows(answer[key], key, count) for key in READ if answer.get(key) is not None}
@@ -85,7 +86,7 @@ def _rows(value: Any, key: str, count: int) -> list[Any]:
 
 def _rollout(n: int, row: Mapping[str, Any], extra: Mapping[str, Any]) -> Rollout:
     prompt_ids, ids = (_ids(row[key], f"{key}[{n}]") for key in ("prompt_ids", "completion_ids"))
-    logprobs = _aligned(row["logprobs"], f"logprobs[{n}]", ids)
+    logprobs = _aligned(row["logprobs"], f"logprobs[{n}]", ids) if "logprobs" in row else None
     mask = _aligned(row["env_mask"], f"env_mask[{n}]", ids) if "env_mask" in row else [1] * len(ids)
     top = (
         _aligned(row["logprob_token_ids"], f"logprob_token_ids[{n}]", ids)
@@ -100,15 +101,22 @@ def _rollout(n: int, row: Mapping[str, Any], extra: Mapping[str, Any]) -> Rollou
             parts.append(([], [] if mine else None))
         run, found = parts[-1]
         run.append(token)
-        if found is not None:
+        if found is not None and logprobs is not None:
             found.append(_logprob(logprobs[t], None if top is None else top[t], token, f"logprobs[{n}][{t}]"))
     if not any(mask):
         raise RolloutError(f"completion {n} has no token of the model: env_mask[{n}] is 0 throughout")
     return Rollout(prompt_ids=prompt_ids, parts=tuple(parts), columns={**extra, "completion_ids": ids})
 
 
+def _plain(value: Any) -> Any:
+    """Lists and numbers, whatever numpy or torch they are of."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 def _ids(value: Any, what: str) -> list[int]:
-    value = value.tolist() if hasattr(value, "tolist") else value
+    value = _plain(value)
     if not isinstance(value, Sequence) or not value or not all(type(one) is int for one in value):
         found = "nothing" if isinstance(value, Sequence) and not value else f"{value!r:.60}"
         raise RolloutError(f"{what}: expected token ids, a list of one or more integers; found {found}")
@@ -116,7 +124,7 @@ def _ids(value: Any, what: str) -> list[int]:
 
 
 def _aligned(value: Any, what: str, ids: Sequence[int]) -> list[Any]:
-    value = value.tolist() if hasattr(value, "tolist") else value
+    value = _plain(value)
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise RolloutError(f"{what}: expected a list; found {type(value).__name__}")
     if len(value) != len(ids):

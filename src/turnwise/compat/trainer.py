@@ -24,25 +24,28 @@ from turnwise.compat.best import by_reward, check_played
 from turnwise.compat.completions import show_completions
 from turnwise.compat.environments import PLACEHOLDER, environments, need_a_reward, placed, rows_by_environment
 from turnwise.compat.evaluation import orders_of, play_rows
+from turnwise.compat.guarded import Guarded
 from turnwise.compat.internals import need_config
 from turnwise.compat.logbook import Logbook
 from turnwise.compat.loop import Loop
 from turnwise.compat.metrics import Metrics, tokens_of
 from turnwise.compat.models import image_of, keep_starting_adapters, load_policy, load_processing, name_of
-from turnwise.compat.rewards import Board, Form, TrlContract, form_of, reward_functions
-from turnwise.compat.rollout_func import Rollouts, player
+from turnwise.compat.rewards import Board, Form, TrlContract, form_of, in_turn, need_columns, reward_functions
+from turnwise.compat.rollout_func import Rollouts, check_signature, player
 from turnwise.compat.stream import Stream, StreamRows
 from turnwise.compat.training import RunTrainer
 from turnwise.compat.translate import Plan, rl_recipe
 from turnwise.config import EnvConfig, RlConfig
-from turnwise.errors import RecipeError
+from turnwise.errors import RecipeError, TooManyFailuresError
 from turnwise.learn.ranks import Ranks
 from turnwise.pipeline.context import Run
 from turnwise.pipeline.given import Given, Watcher
 from turnwise.pipeline.rl import STAGE, rl
-from turnwise.rollout.group import PlayGroup, play_group
+from turnwise.rollout.group import PlayGroup
+from turnwise.rollout.player import Player
 from turnwise.rollout.policies import ModelPolicy
-from turnwise.types import Task, TrajectoryGroup
+from turnwise.rollout.scheduler import Scheduler
+from turnwise.types import FloatArray, Sample, Task, TrajectoryGroup
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +106,10 @@ class OnlineTrainer(OnlineAttributes, RunTrainer):
         """With the engine while training lasts; None before and after."""
         self._routed = isinstance(environment_factory, Mapping)
         self._specs = environments(environment_factory, tools, rollout_func=rollout_func)
+        if rollout_func is not None:
+            check_signature(rollout_func)
+        self._prompted = environment_factory is None
+        """A row's prompt is all that there is to begin with."""
         self._plays = environment_factory is not None or bool(tools)
         form = self.prepare()
         self.given_rewards = [] if reward_funcs is None else reward_funcs
@@ -121,6 +128,7 @@ class OnlineTrainer(OnlineAttributes, RunTrainer):
             template_kwargs=args.chat_template_kwargs,
         )
         need_a_reward(self._specs, self.functions)
+        need_columns(self.functions, self._train_rows)
         check_played(args, self.functions, scores=self._plays, datasets=eval_dataset)
         self.fire("on_init_end")
 
@@ -141,6 +149,7 @@ class OnlineTrainer(OnlineAttributes, RunTrainer):
             assert isinstance(one.contract, TrlContract)
             made.append(replace(one, weight=float(weight), contract=replace(one.contract, form=form)))
         self.functions = tuple(made)
+        need_columns(self.functions, self._train_rows)
         check_played(self.args, self.functions, scores=self._plays, datasets=self.eval_dataset)
 
     def prepare(self) -> Form:
@@ -164,6 +173,11 @@ class OnlineTrainer(OnlineAttributes, RunTrainer):
         dataset: Any = self.train_dataset
         rows: Mapping[str, Sequence[Task]] | None = None
         if dataset is None:
+            if self._prompted:
+                raise RecipeError(
+                    "train_dataset is needed: without an environment_factory, whose reset can return one, "
+                    "prompts are its column 'prompt'"
+                )
             if self._routed:
                 raise RecipeError(
                     "train_dataset is needed where environments are given by name: its 'environment' column "
@@ -203,6 +217,8 @@ class OnlineTrainer(OnlineAttributes, RunTrainer):
         task = data.task_of(row, what, number, prompt_only=only, image=image)
         if self.rollout_func is None:
             data.check_prompt(task, what, number)
+        if self._prompted:
+            data.need_prompt(task, what, number)
         return task
 
     def step_begins(self, step: int) -> None:
@@ -219,10 +235,10 @@ class OnlineTrainer(OnlineAttributes, RunTrainer):
             model=self.model,
             processing=self.processing_class,
             environments=self._specs,
-            functions=dict.fromkeys(self._specs, self.functions),
+            functions=dict.fromkeys(self._specs, in_turn(self.functions, loop.here)),
             tasks={"train": self._train_rows},
             order=data.PromptOrder(self.config.groups, shuffle=shuffle, seed=self.args.seed),
-            player=None if self.rollout_func is None else player(self.rollout_func, self, call=loop.here),
+            player=self._player(loop),
             watcher=watcher,
             updates=self.plan.max_steps,
             kept_checkpoints=None,
@@ -230,9 +246,22 @@ class OnlineTrainer(OnlineAttributes, RunTrainer):
             ranks=ranks,
         )
 
+    def _player(self, loop: Loop) -> Callable[..., Player]:
+        if self.rollout_func is None:
+            return partial(Scheduler, play=Guarded())
+        return player(self.rollout_func, self, call=loop.here, score=self._logprobs)
+
+    def _logprobs(self, samples: Sequence[Sample]) -> list[FloatArray]:
+        assert self._learner is not None, "rollouts are scored while training lasts"
+        return self._learner.logprobs(samples)
+
     async def pipeline(self, run: Run) -> None:
         """As of `RunTrainer`."""
-        await rl(run)
+        try:
+            await rl(run)
+        except TooManyFailuresError as error:
+            error.add_note("A trainer stops where more than half of what it plays fails, or all for a while.")
+            raise
 
     def before_training(self) -> None:
         """As of `RunTrainer`."""
@@ -330,7 +359,7 @@ class OnlineTrainer(OnlineAttributes, RunTrainer):
                 model = run.model_before(STAGE)
                 engine = await stack.enter_async_context(run.engine(model))
                 policy = ModelPolicy(engine, run.renderer(model))
-            play: PlayGroup = play_group
+            play: PlayGroup = Guarded()
             if self.rollout_func is not None:
                 play = Rollouts(self.rollout_func, self, policy, call=loop.here).play
             orders = orders_of(run, rows, size=self.args.num_generations_eval or self.args.num_generations)

@@ -20,8 +20,10 @@ import asyncio
 import difflib
 import inspect
 import logging
+import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial, wraps
 from typing import Any, ClassVar
@@ -29,11 +31,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from turnwise.envs.base import Env
-from turnwise.envs.observe import blocks
+from turnwise.envs.observe import blocks, finite
 from turnwise.envs.opening import images_of, opening
 from turnwise.envs.schema import describe_function
 from turnwise.envs.tools import Tool, then
-from turnwise.errors import EnvError, EnvSpecError, boundary
+from turnwise.errors import EnvError, EnvLostError, EnvSpecError, ScoringError, boundary
 from turnwise.types import Step, Task
 
 log = logging.getLogger(__name__)
@@ -206,13 +208,15 @@ class TrlEnv(Env):
         """Reset with the columns that the class names; its observation joins the row's prompt."""
         returned = self.inner.reset(**_named_columns(self.inner.reset, task))
         if inspect.isawaitable(returned):
-            return then(returned, partial(opening, task.get("prompt"), shown=images_of(task)))
-        return opening(task.get("prompt"), returned, images_of(task))
+            return then(returned, partial(_opened, task))
+        return _opened(task, returned)
 
     def reward(self) -> Any:
         """``get_reward()``, or the attribute ``reward``; none where there is neither."""
         named = partial(_named_reward, name=self.reward_name or "reward")
         if hasattr(self.inner, "get_reward"):
+            if self.reward_name is not None:
+                return _excused(self.inner.get_reward, named)
             value = self.inner.get_reward()
             return then(value, named) if inspect.isawaitable(value) else named(value)
         attribute = self.reward_name is None and hasattr(self.inner, "reward")
@@ -266,6 +270,44 @@ def _named_columns(reset: Callable[..., Any], task: Task) -> dict[str, Any]:
         return dict(task)
     names = {parameter.name for parameter in parameters}
     return {key: value for key, value in task.items() if key in names}
+
+
+def _opened(task: Task, returned: Any) -> Any:
+    """The first messages, of which one has to say something."""
+    prompt = task.get("prompt")
+    silent = returned is None and prompt in ("", [{"role": "user", "content": ""}])
+    if silent and not images_of(task):
+        raise EnvError("reset returned None and the row's 'prompt' is empty: the policy is told nothing")
+    return opening(prompt, returned, images_of(task))
+
+
+def _excused(get_reward: Callable[[], Any], named: Callable[[Any], Any]) -> Any:
+    """What ``get_reward`` says. TRL stops where it raises: such an episode is left out, and never paid 0."""
+
+    def read(value: Any) -> Any:
+        told = {}
+        for name, found in named(value).items():
+            one = found.item() if callable(getattr(found, "item", None)) else found
+            absent = one is None or (isinstance(one, float) and math.isnan(one))  # To TRL these are the same.
+            told[name] = None if absent else finite(one, f"get_reward: '{name}'")
+        return told
+
+    async def awaited(value: Awaitable[Any]) -> Any:
+        with _lost():
+            return read(await value)
+
+    with _lost():
+        value = get_reward()
+        return awaited(value) if inspect.isawaitable(value) else read(value)
+
+
+@contextmanager
+def _lost() -> Iterator[None]:
+    try:
+        with boundary(EnvLostError, "get_reward"):
+            yield
+    except ScoringError as error:
+        raise EnvLostError(str(error)) from error
 
 
 def _named_reward(value: Any, name: str) -> Any:

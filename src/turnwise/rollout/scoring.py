@@ -30,6 +30,7 @@ import copy
 import hashlib
 import importlib
 import inspect
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -210,7 +211,7 @@ class RewardFunction:
         """What the function returns, or an error as `ScoreOrError` has them."""
         try:
             with boundary(ScoringError, f"reward {self.name}"):
-                seconds = None if self.turn is not None else self.seconds
+                seconds = math.inf if self.turn is not None else self.seconds
                 return await contain.bounded(self._result(arguments), seconds)
         except EnvLostError as lost:
             return EnvLostError(f"reward {self.name}: {lost}")

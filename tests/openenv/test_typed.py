@@ -20,6 +20,7 @@ from openenv.core.env_client import EnvClient
 from openenv.core.env_server.types import ConcurrencyConfig as TheirConfig
 from openenv.core.env_server.types import ServerMode
 from openenv.core.generic_client import GenericEnvClient
+from pydantic import model_validator
 from starlette.testclient import TestClient
 from tests.openenv.serving import serving
 from tests.openenv.written import PACKAGES, TYPED, written
@@ -180,6 +181,28 @@ def test_what_reset_takes_no_parameter_for_is_named() -> None:
     asyncio.run(play())
 
 
+class Picky(Action):
+    value: int
+
+    @model_validator(mode="after")
+    def look_up(self) -> Picky:
+        names: dict[int, str] = {}
+        names[self.value]
+        return self
+
+
+def test_a_validator_that_breaks_is_the_environments_fault() -> None:
+    async def play() -> None:
+        session = await TypedEnv(Odd, Picky).open()
+        with pytest.raises(EnvError, match="its action's validators: KeyError"):
+            await session.step({"value": 3})
+        with pytest.raises(ActionError, match="valid integer"):
+            await session.step({"value": "three"})
+        await session.close()
+
+    asyncio.run(play())
+
+
 class Anything(Action):
     value: Any = None
 
@@ -303,11 +326,12 @@ def test_a_coroutine_that_overruns_is_stopped_and_its_environment_goes_on() -> N
 def test_timeout_s_reaches_a_step_that_takes_it() -> None:
     class Timed(Odd):
         def step(self, action: Anything, timeout_s: float | None = None) -> Seen:
+            time.sleep(timeout_s or 0.0)  # It keeps the deadline itself, and says so on time.
             return Seen(value=timeout_s)
 
     async def play() -> None:
         timed, other = await TypedEnv(Timed, Anything).open(), await TypedEnv(Odd, Anything).open()
-        assert (await timed.step({}, seconds=2.5)).observation == {"value": 2.5}
+        assert (await timed.step({}, seconds=0.2)).observation == {"value": 0.2}
         assert (await timed.step({})).observation == {"value": None}
         assert (await other.step({"value": "true"}, seconds=2.5)).reward == 1.0
         await timed.close()
@@ -424,6 +448,14 @@ def test_values_that_only_models_write_are_written_as_models_do() -> None:
 
     *plain, model = asyncio.run(ask())
     assert plain == [[1], "raw", "1.5", "a/b"] and model["reward"] == 1.0
+
+
+def test_a_factory_that_cannot_be_tried_holds_one_session(caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> Any:
+        raise OSError("no display")
+
+    assert create_app(broken, Anything, Seen).state.sessions.limit == 1
+    assert "no display" in caplog.text
 
 
 def test_gradio_is_told_to_be_unused(caplog: pytest.LogCaptureFixture) -> None:

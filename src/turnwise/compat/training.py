@@ -79,7 +79,9 @@ class RunTrainer(BaseTrainer):
     _learner: Learner | None = None
     """The last training's, which has the model."""
     _asked: tuple[Any, ...] = ()
-    """What was planned for: the arguments and the data set."""
+    """Arguments that were planned for."""
+    _asked_on: Any = None
+    """The data set that was."""
     _told: frozenset[str] = frozenset()
     _began = 0.0
     _started_at = _logged_at = 0
@@ -121,7 +123,7 @@ class RunTrainer(BaseTrainer):
             if note not in self._told:
                 log.warning(note)
         self._told |= set(notes)
-        self._asked = self._asking()
+        self._asked, self._asked_on = self._asking(), self.train_dataset
 
     def _late(self) -> list[str]:
         """What is said where evaluations or checkpoints fall between two updates of a generation batch."""
@@ -142,7 +144,7 @@ class RunTrainer(BaseTrainer):
     def _asking(self) -> tuple[Any, ...]:
         # By their texts: a dict may have been changed in place.
         settings = [repr(getattr(self.args, field.name)) for field in dataclasses.fields(self.args)]
-        return (*settings, self.eval_dataset is None, id(self.train_dataset))
+        return (*settings, self.eval_dataset is None)
 
     # -- training -----------------------------------------------------------------------------------
 
@@ -170,7 +172,8 @@ class RunTrainer(BaseTrainer):
         """
         if trial is not None or ignore_keys_for_eval is not None:
             raise RecipeError("train: trial and ignore_keys_for_eval are of other trainers; leave them out")
-        if self._asking() != self._asked:  # Changed since: scripts set args and train_dataset on a trainer.
+        # Scripts set args and train_dataset on a trainer.
+        if self._asking() != self._asked or self.train_dataset is not self._asked_on:
             self.plan_anew()
         recipe = self.plan.recipe
         with joined(recipe.parallel, recipe.model.device, module=self.model) as ranks:

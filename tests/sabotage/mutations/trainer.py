@@ -42,8 +42,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         name="what_is_changed_on_a_trainer_is_ignored",
         why="args.learning_rate or train_dataset that a script sets on a trainer change nothing",
         file="compat/training.py",
-        old="        if self._asking() != self._asked:",
-        new="        if False:",
+        old="        if self._asking() != self._asked or",
+        new="        if False and",
         tests=("tests/compat/test_attributes.py::test_what_is_changed_on_a_trainer_is_planned_anew",),
     ),
     Mutation(

@@ -36,8 +36,8 @@ def chatter() -> Iterator[Serving]:
         yield server
 
 
-def spec_of(server: Serving | str, **args: Any) -> RemoteSpec:
-    spec = make(str(server), args=args)
+def spec_of(server: Serving | list[str], **args: Any) -> RemoteSpec:
+    spec = make(server if isinstance(server, list) else server.url, args=args)
     assert isinstance(spec, RemoteSpec)
     return spec
 
@@ -303,3 +303,48 @@ def test_sessions_are_closed_on_the_server() -> None:
         made = foreign.Guess.made[before:]
         assert len(made) == 20 and all(one.closed for one in made)
         assert spec.remote.servers.busy == {server.url: 0}
+
+
+def test_sessions_are_spread_over_servers(guess: Serving) -> None:
+    """The least busy gets the next; one that is gone is set aside, and its share goes to the others."""
+
+    async def main(urls: list[str]) -> None:
+        spec = spec_of(urls)
+        busy = spec.remote.servers.busy
+        sessions = await asyncio.gather(*(spec.open(spec.limits) for _ in range(6)))
+        assert spec.remote.servers.busy == dict.fromkeys(busy, 3)
+        await asyncio.gather(*(one.close() for one in sessions[:2]))
+        sessions = [*sessions[2:], *await asyncio.gather(*(spec.open(spec.limits) for _ in range(4)))]
+        assert spec.remote.servers.busy == dict.fromkeys(busy, 4)
+        await asyncio.gather(*(one.close() for one in sessions))
+
+    async def with_one_gone(urls: list[str]) -> None:
+        spec = spec_of(urls)
+        sessions = await asyncio.gather(*(spec.open(spec.limits) for _ in range(4)))
+        assert spec.remote.servers.busy == {urls[0]: 4, urls[1]: 0}
+        await asyncio.gather(*(one.close() for one in sessions))
+
+    with running(foreign.guess_app()) as other:
+        asyncio.run(main([guess.url, other.url]))
+    asyncio.run(with_one_gone([guess.url, other.url]))
+
+
+def test_a_place_is_waited_for() -> None:
+    """Twelve episodes, one after another where there is one place only; nothing fails."""
+    with running(foreign.guess_app(most=1)) as server:
+
+        async def episode(spec: RemoteSpec, seed: int) -> None:
+            session = await spec.open(spec.limits)
+            await session.reset({}, seed)
+            assert (await session.call(call("guess", number=seed % 10))).step == Step(
+                "right", reward=1.0, terminated=True
+            )
+            await session.reward()
+            if seed % 2:
+                await session.close()
+
+        async def main() -> None:
+            spec = spec_of(server)
+            await asyncio.gather(*(episode(spec, seed) for seed in range(12)))
+
+        asyncio.run(main())

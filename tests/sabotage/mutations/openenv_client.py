@@ -1,0 +1,80 @@
+"""Of playing on servers: whose reply it is, what it paid, which server is asked."""
+
+from __future__ import annotations
+
+from tests.sabotage.mutation import Mutation
+
+SOCKET = "tests/openenv/test_client_socket.py::"
+SESSIONS = "tests/openenv/test_client_sessions.py::"
+PEERS = "tests/openenv/test_client_peers.py::"
+
+MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        name="late_reply_for_the_next_request",
+        why="after one deadline every answer of the session is the one before it",
+        file="openenv/client/socket.py",
+        old="        asked, future = self.waiting[0]\n",
+        new=(
+            "        while len(self.waiting) > 1 and self.waiting[0][1].done():\n"
+            "            self.waiting.popleft()\n"
+            "        asked, future = self.waiting[0]\n"
+        ),
+        tests=(SOCKET + "test_late_replies_are_dropped",),
+    ),
+    Mutation(
+        name="second_reply_is_kept",
+        why="a server that answers twice has its second answer taken for the next request's",
+        file="openenv/client/socket.py",
+        old='            else:\n                self._distrust(f"the server sent a frame',
+        new='            elif kind is None:\n                self._distrust(f"the server sent a frame',
+        tests=(SOCKET + "test_two_replies_to_one_request",),
+    ),
+    Mutation(
+        name="next_episode_on_a_hung_connection",
+        why="an episode begins on a server that still works at another's call, and is lost with it",
+        file="openenv/client/session.py",
+        old="        fresh = not self.alive\n",
+        new="        fresh = self._socket is None\n",
+        tests=(SESSIONS + "test_a_hung_call_is_never_answered_by_the_next",),
+    ),
+    Mutation(
+        name="history_of_the_last_episode",
+        why="what an episode is first shown is cut by what the one before it had seen",
+        file="openenv/client/session.py",
+        old="        self._reader.begin()\n",
+        new="",
+        tests=(SESSIONS + "test_a_second_episode_begins_anew",),
+    ),
+    Mutation(
+        name="required_fields_are_optional",
+        why="calls that leave out what an action needs reach the server, and cost a turn's time",
+        file="openenv/client/discovery.py",
+        old="    if needed := [name for name in required if name in shown]:\n",
+        new="    if needed := list[str]():\n",
+        tests=(SESSIONS + "test_a_typed_action_becomes_one_tool",),
+    ),
+    Mutation(
+        name="steps_that_pay_nothing_pay_zero",
+        why="an episode whose steps never pay is scored by them, in place of by what it is worth",
+        file="openenv/client/peer.py",
+        old='            reward=metadata["step_reward"],\n',
+        new='            reward=metadata["step_reward"] or 0.0,\n',
+        tests=(PEERS + "test_episodes_are_the_same",),
+    ),
+    Mutation(
+        name="truncation_told_as_an_end",
+        why="an episode that ran out counts as one that came to its end",
+        file="openenv/client/peer.py",
+        old='            truncated=metadata["truncated"],\n',
+        new="            truncated=False,\n",
+        tests=(PEERS + "test_episodes_are_the_same",),
+    ),
+    Mutation(
+        name="one_server_gets_all",
+        why="sessions that open at once all go to the first server",
+        file="openenv/client/balance.py",
+        old="            return min(well, key=lambda server: server.busy)\n",
+        new="            return well[0]\n",
+        tests=(SESSIONS + "test_sessions_are_spread_over_servers",),
+    ),
+)

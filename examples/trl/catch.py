@@ -1,6 +1,11 @@
 """Catch: a ball falls, a paddle goes to meet it. The environment scores itself with ``get_reward``.
 
 python examples/trl/catch.py --max-steps 2
+
+Or on a server, this class's or any other of OpenEnv's (the tiny policy knows this class's alone):
+
+PYTHONPATH=examples/trl turnwise env serve examples/trl/catch.py:Catch --port 8001
+python examples/trl/catch.py --env-host 127.0.0.1 --env-port 8001
 """
 
 from __future__ import annotations
@@ -9,7 +14,7 @@ import random
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from common import flags, lesson, policy, settings
+from common import factory, flags, lesson, policy, settings
 from datasets import Dataset
 
 from turnwise import GRPOConfig, GRPOTrainer
@@ -61,7 +66,7 @@ def teacher(environment: Catch) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def main() -> None:
-    args = flags(__doc__, "catch")
+    args = flags(__doc__, "catch", servers=True)
     data = rows(200)
     trainer = GRPOTrainer(
         model=policy(args, (lesson(Catch(), row, teacher) for row in data)),
@@ -73,7 +78,7 @@ def main() -> None:
             learning_rate=1e-4,
         ),
         train_dataset=Dataset.from_list(data),
-        environment_factory=Catch,
+        environment_factory=factory(args, Catch),
     )
     trainer.train()
 

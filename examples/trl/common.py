@@ -42,8 +42,13 @@ RESPONSE_TEMPLATE = {
 }
 
 
-def flags(doc: str | None, name: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line of a script that is called ``name``; ``argv`` in its place in a notebook."""
+def flags(
+    doc: str | None, name: str, argv: Sequence[str] | None = None, *, servers: bool = False
+) -> argparse.Namespace:
+    """The command line of a script that is called ``name``; ``argv`` in its place in a notebook.
+
+    With ``servers`` the script can play on an OpenEnv server too.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="name or directory; a tiny policy is made where it is not given")
     parser.add_argument("--max-steps", type=int, default=100)
@@ -51,18 +56,21 @@ def flags(doc: str | None, name: str, argv: Sequence[str] | None = None) -> argp
     parser.add_argument("--report-to", default="none", help="trackio, wandb, tensorboard")
     parser.add_argument("--vllm-mode", choices=("colocate", "server"), help="generate with vLLM")
     parser.add_argument("--vllm-server-url", help="http://host:port of a server, for --vllm-mode server")
-    parser.add_argument("--env-host", help="an OpenEnv server to play on, in place of the class below")
-    parser.add_argument("--env-port", type=int, default=8000)
+    if servers:
+        parser.add_argument("--env-host", help="an OpenEnv server to play on, in place of the class below")
+        parser.add_argument("--env-port", type=int, help="of --env-host; 8000 if not given")
     args = parser.parse_args(argv)
-    if args.env_host:
-        parser.error(
-            "--env-host: these scripts cannot play on an OpenEnv server yet; leave it out to play on the "
-            "script's own class"
-        )
+    if servers and args.env_port is not None and not args.env_host:
+        parser.error("--env-port goes with --env-host")
     if (args.vllm_server_url is not None) != (args.vllm_mode == "server"):
         parser.error("--vllm-server-url and --vllm-mode server go together")
     random.seed(0)  # What teachers say.
     return args
+
+
+def factory(args: argparse.Namespace, own: type) -> type | str:
+    """What a trainer plays on: the server of ``--env-host``, or the script's own class."""
+    return f"http://{args.env_host}:{args.env_port or 8000}" if args.env_host else own
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:

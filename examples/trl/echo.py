@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from common import flags, lesson, policy, settings
+from common import factory, flags, lesson, policy, settings
 from datasets import Dataset
 
 from turnwise import GRPOConfig, GRPOTrainer
@@ -58,7 +58,7 @@ def teacher(environment: Echo) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def main() -> None:
-    args = flags(__doc__, "echo")
+    args = flags(__doc__, "echo", servers=True)
     data = rows(200)
     trainer = GRPOTrainer(
         model=policy(args, (lesson(Echo(), row, teacher) for row in data)),
@@ -71,7 +71,7 @@ def main() -> None:
             learning_rate=1e-4,
         ),
         train_dataset=Dataset.from_list(data),
-        environment_factory=Echo,
+        environment_factory=factory(args, Echo),
     )
     trainer.train()
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import reasoning_gym
-from common import flags, lesson, policy, settings
+from common import factory, flags, lesson, policy, settings
 from datasets import Dataset
 
 from turnwise import GRPOConfig, GRPOTrainer
@@ -52,7 +52,7 @@ def teacher(environment: Sum) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def main() -> None:
-    args = flags(__doc__, "reasoning-gym")
+    args = flags(__doc__, "reasoning-gym", servers=True)
     data = rows(400)
     trainer = GRPOTrainer(
         model=policy(args, (lesson(Sum(), row, teacher) for row in data)),
@@ -64,7 +64,7 @@ def main() -> None:
             learning_rate=1e-4,
         ),
         train_dataset=Dataset.from_list(data),
-        environment_factory=Sum,
+        environment_factory=factory(args, Sum),
     )
     trainer.train()
 

@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_it_trains_with_trl(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--env-host", "localhost"], "cannot play on an OpenEnv server yet"),
+        (["--env-port", "8001"], "--env-port goes with --env-host"),
         (["--vllm-mode", "server"], "--vllm-server-url and --vllm-mode server go together"),
     ],
 )
@@ -108,3 +109,28 @@ def test_the_notebook_runs_and_its_policy_learns(tmp_path: Path, monkeypatch: py
 def test_the_notebook_is_stored_without_outputs() -> None:
     notebook = json.loads((EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8"))
     assert all(not cell.get("outputs") for cell in notebook["cells"])
+
+
+@pytest.mark.slow
+def test_a_script_on_a_server(tmp_path: Path) -> None:
+    """``--env-host``: the script's own class, served by Turnwise."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    server = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "turnwise", "env", "serve", f"{EXAMPLES / 'catch.py'}:Catch"),
+            *("--port", port),
+        ],
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES)},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        arguments = ["--max-steps", "2", "--output-dir", str(tmp_path / "out")]
+        check(
+            "catch",
+            logged(run(EXAMPLES / "catch.py", *arguments, "--env-host", "127.0.0.1", "--env-port", port)),
+        )
+    finally:
+        server.terminate()
+        server.wait(10)

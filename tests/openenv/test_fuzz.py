@@ -287,6 +287,7 @@ def test_any_body_is_answered(http: httpx.Client, method: str, path: str, body: 
         assert rpc["jsonrpc"] == "2.0" and ("result" in rpc) != ("error" in rpc)
 
 
+@pytest.mark.slow
 def test_requests_made_from_the_servers_own_description(server: Serving) -> None:
     """Every operation of ``/openapi.json``: what it answers is what the description says."""
     description = schemathesis.openapi.from_url(f"{server.url}/openapi.json")

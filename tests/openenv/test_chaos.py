@@ -216,7 +216,7 @@ def played(spec: RemoteSpec, groups: int, during: Callable[[], Awaitable[None]])
 def test_a_server_is_killed_in_the_middle() -> None:
     """Its episodes are lost and left out; the others' are whole, each answered with what it said."""
     servers = [foreign.Process("slow"), foreign.Process("slow")]
-    spec = spec_of([one.url for one in servers])
+    spec = spec_of([one.ready().url for one in servers])
 
     async def kill() -> None:
         await asyncio.sleep(0.5)
@@ -249,13 +249,14 @@ def test_a_server_is_killed_in_the_middle() -> None:
 @pytest.mark.slow
 def test_a_server_that_is_started_anew_is_found_again() -> None:
     first = foreign.Process("slow")
-    spec = spec_of(first.url)
+    spec = spec_of(first.ready().url)
     second: list[foreign.Process] = []
 
     async def restart() -> None:
         await asyncio.sleep(0.4)
         first.kill()
-        second.append(await asyncio.to_thread(foreign.Process, "slow", first.port))
+        second.append(foreign.Process("slow", first.port))
+        await asyncio.to_thread(second[0].ready)
 
     async def nothing() -> None:
         pass

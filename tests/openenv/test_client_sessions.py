@@ -68,7 +68,7 @@ async def _answer(session: Session, act: ToolCall | str) -> Any:
 
 
 def test_a_typed_action_becomes_one_tool(guess: Serving) -> None:
-    [tool] = spec_of(guess).remote.tools
+    [tool] = spec_of(guess).tools
     assert (tool.name, tool.description) == ("guess", "Say a number.")
     assert tool.parameters == {
         "type": "object",
@@ -138,12 +138,12 @@ def test_what_the_environment_raises_is_told(guess: Serving) -> None:
 
 def test_mcp_tools(shop: Serving) -> None:
     spec = spec_of(shop)
-    assert {tool.name: tool.parameters["required"] for tool in spec.remote.tools} == {
+    assert {tool.name: tool.parameters["required"] for tool in spec.tools} == {
         "price": ["item"],
         "describe": ["item"],
         "nap": ["seconds"],
     }
-    assert spec.remote.tools[0].parameters["properties"]["count"] == {"type": "integer", "default": 1}
+    assert spec.tools[0].parameters["properties"]["count"] == {"type": "integer", "default": 1}
     first, price, said, broken, wrong = played(
         spec,
         call("price", item="tea", count=2),
@@ -177,7 +177,7 @@ def test_fields_and_differences(chatter: Serving) -> None:
 
 def test_replies_as_actions(chatter: Serving) -> None:
     spec = spec_of(chatter, reply="message", show="messages", cumulative=True)
-    assert spec.remote.tools == ()
+    assert spec.tools == ()
     _, step, empty = played(spec, "hi", "")
     assert step == Step("hi\nYou said hi.", reward=0.5)
     assert empty.info == {"error": "bad_arguments"} and "at least 1 characters" in empty.observation

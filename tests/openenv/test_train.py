@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from tests.openenv import foreign
 from tests.openenv.serving import running
 from tests.support.models import tiny_qwen3
 from tests.support.tokenizers import tiny_tokenizer
+
+SECONDS = 280
+"""A run takes some twenty on two idle cores."""
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +61,23 @@ def recipe(path: Path, model: Path, env: Any, **rl: Any) -> Path:
     return file
 
 
-def run(file: Path) -> subprocess.Popen[str]:
-    runs = str(file.with_name("runs"))
-    return subprocess.Popen(
-        [sys.executable, "-m", "turnwise", "run", str(file), "--runs", runs],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@contextmanager
+def training(file: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """``turnwise run`` in a process of its own; what it prints is in ``said.txt``."""
+    command = [sys.executable, "-m", "turnwise", "run", str(file), "--runs", str(file.with_name("runs"))]
+    with open(file.with_name("said.txt"), "wb") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def finished(process: subprocess.Popen[bytes], file: Path) -> list[dict[str, Any]]:
+    """The metrics of each update, once the run is over and well."""
+    assert process.wait(SECONDS) == 0, file.with_name("said.txt").read_text()[-3000:]
+    return updates(file)
 
 
 def updates(file: Path) -> list[dict[str, Any]]:
@@ -73,36 +87,35 @@ def updates(file: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2 * SECONDS)
 def test_turnwise_run_trains_on_a_server(tmp_path: Path, model: Path) -> None:
     """The command, a recipe, an address: the policy comes to say what the server pays for."""
     with running(foreign.letters_app()) as server:
         file = recipe(tmp_path, model, server.url)
-        process = run(file)
-        said, _ = process.communicate(timeout=280)
-    assert process.returncode == 0, said[-3000:]
-    rewards = [one["reward/letters"] for one in updates(file)]
+        with training(file) as process:
+            played = finished(process, file)
+    rewards = [one["reward/letters"] for one in played]
     assert len(rewards) == 20
     assert sum(rewards[-5:]) > 1.3 * sum(rewards[:5])
-    assert all(one["turns/letters"] == 3 and one["failed/letters"] == 0 for one in updates(file))
+    assert all(one["turns/letters"] == 3 and one["failed/letters"] == 0 for one in played)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2 * SECONDS)
 def test_a_server_killed_in_the_middle(tmp_path: Path, model: Path) -> None:
     """Its episodes fail and are counted; the others and the run go on with the server that is left."""
     servers = [foreign.Process("letters"), foreign.Process("letters")]
     try:
-        file = recipe(tmp_path, model, [server.url for server in servers], steps=8)
-        process = run(file)
-        while len(updates(file)) < 2 and process.poll() is None:
-            time.sleep(0.02)
-        servers[0].kill()
-        said, _ = process.communicate(timeout=280)
+        file = recipe(tmp_path, model, [server.ready().url for server in servers], steps=6)
+        with training(file) as process:
+            while len(updates(file)) < 2 and process.poll() is None:
+                time.sleep(0.02)
+            servers[0].kill()
+            played = finished(process, file)
     finally:
         for server in servers:
             server.kill()
-    assert process.returncode == 0, said[-3000:]
-    played = updates(file)
-    assert len(played) == 8
+    assert len(played) == 6
     failed = [one["failed/letters"] for one in played]
     assert sum(failed) > 0 and failed[-1] == 0
     assert all(one["forfeited/letters"] == 0 for one in played)

@@ -226,9 +226,12 @@ class Run:
         return renderer
 
     def _tools(self) -> dict[str, list[ToolSchema]]:
-        """The tools of those environments that have some and are classes in this process."""
+        """The tools of those environments that have some and say so without an episode."""
         classes = {name: getattr(spec, "env_class", None) for name, spec in self.specs.items()}
         tools = {name: [one.schema for one in found.toolset()] for name, found in classes.items() if found}
+        tools |= {
+            name: list(getattr(spec, "tools", ())) for name, spec in self.specs.items() if name not in tools
+        }
         return {name: schemas for name, schemas in tools.items() if schemas}
 
     @asynccontextmanager

@@ -31,7 +31,7 @@ from turnwise.openenv.client.options import Options, options_of
 from turnwise.openenv.client.peer import PeerSession
 from turnwise.openenv.client.session import Remote, RemoteSession
 from turnwise.openenv.client.socket import base_url
-from turnwise.types import Task
+from turnwise.types import Task, ToolSchema
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,11 @@ class RemoteSpec:
     def name(self) -> str:
         """What the run calls it; the server's name for it if it was not said."""
         return self.remote.name
+
+    @property
+    def tools(self) -> tuple[ToolSchema, ...]:
+        """Those that are known without an episode."""
+        return self.remote.tools
 
     @property
     def limits(self) -> Limits:

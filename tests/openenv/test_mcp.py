@@ -449,18 +449,30 @@ def test_mcp_frames_share_the_environment_of_their_socket() -> None:
 
 
 def test_others_sessions_play_on_while_a_tool_is_slow() -> None:
-    class Slow(turnwise.Env):
-        def reset(self, task: Any) -> str:
-            return "go"
+    class Slow(MCPEnvironment):
+        SUPPORTS_CONCURRENT_SESSIONS = True
 
-        @turnwise.tool
-        async def wait(self, seconds: float) -> str:
-            """Wait."""
-            await asyncio.sleep(seconds)
-            return f"{seconds}"
+        def __init__(self) -> None:
+            super().__init__()
+
+            @self.tool()
+            async def wait(seconds: float) -> str:
+                """Wait."""
+                await asyncio.sleep(seconds)
+                return f"{seconds}"
+
+        def reset(self, **more: Any) -> Any:
+            return Observation()
+
+        def _step_impl(self, action: Any, **more: Any) -> Any:
+            return Observation()
+
+        @property
+        def state(self) -> State:
+            return State()
 
     async def play() -> None:
-        async with serving(Slow) as url, httpx.AsyncClient(base_url=url) as http:
+        async with serving(create_app(Slow, None, None)) as url, httpx.AsyncClient(base_url=url) as http:
             names = []
             for _ in range(2):
                 made = (await http.post("/mcp", json=rpc("openenv/session/create"))).json()

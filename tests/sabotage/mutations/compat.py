@@ -28,6 +28,36 @@ MUTATIONS: tuple[Mutation, ...] = (
         ),
     ),
     Mutation(
+        name="get_reward_that_raises_pays_nothing",
+        why="an episode whose get_reward raised is scored 0, as if it had been lost",
+        file="envs/trl_class.py",
+        old='with boundary(EnvLostError, "get_reward"):',
+        new='with boundary(EnvError, "get_reward"):',
+        tests=(
+            "tests/compat/test_total_failures.py"
+            "::test_an_episode_that_get_reward_cannot_score_is_left_out_and_told_of_once",
+        ),
+    ),
+    Mutation(
+        name="a_broken_environment_is_played_on",
+        why="an environment that fails in every episode is tried until many are lost",
+        file="compat/guarded.py",
+        old="return env not in self._sound or",
+        new="return env in self._sound and",
+        tests=(
+            "tests/compat/test_total_failures.py"
+            "::test_an_environment_that_fails_in_all_siblings_ends_the_run_at_once",
+        ),
+    ),
+    Mutation(
+        name="learners_logprobs_shifted",
+        why="a rollout_func's tokens get the log probabilities of others",
+        file="compat/rollout_func.py",
+        old="    at = len(rollout.prompt_ids)\n",
+        new="    at = len(rollout.prompt_ids) + 1\n",
+        tests=("tests/compat/test_rollout_func.py::test_logprobs_that_are_not_given_are_the_learners_own",),
+    ),
+    Mutation(
         name="rewards_not_in_turn",
         why="one function of a group reads what another group's wrote",
         file="rollout/scoring.py",

@@ -231,13 +231,16 @@ class Process:
     def __init__(self, name: str, port: int | None = None) -> None:
         self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.openenv.foreign", name, str(self.port)]
-        )
+        command = [sys.executable, "-m", "tests.openenv.foreign", name, str(self.port)]
+        # What it logs when connections are torn is of no interest, and long.
+        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    def ready(self) -> Process:
+        """Wait until it answers."""
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                break
+                return self
             except OSError:
                 assert self._process.poll() is None, "the server did not start"
                 time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""An environment on our own server is what it is here: the same episodes by the same calls, to the last field."""
+"""On our own server an environment is what it is here: episodes are alike to the last field of each call."""
 
 from __future__ import annotations
 

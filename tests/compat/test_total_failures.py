@@ -118,7 +118,8 @@ class AsyncUnscored(Silent):
 def test_an_environment_that_fails_in_all_siblings_ends_the_run_at_once(
     factory: type, said: str, line: str, tmp_path: Path
 ) -> None:
-    made = trainer(tmp_path, reward_funcs=None, environment_factory=factory)
+    # One group, so that no other is cancelled where it stands.
+    made = trainer(tmp_path, reward_funcs=None, environment_factory=factory, per_device_train_batch_size=4)
     with pytest.raises(EnvError, match=r"in all 4 episodes of a group") as caught:
         made.train()
     assert said in str(caught.value) and line in caught.value.__notes__[0]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import ClassVar
 
 from turnwise import Env, Message, Step, tool
 from turnwise.errors import EnvLostError
@@ -118,7 +119,7 @@ class AsyncChild(Child):
 class TrlChild:
     """A TRL-style class that asks for a process."""
 
-    isolation = "process"
+    turnwise: ClassVar = {"isolation": "process"}
 
     def reset(self):
         return "go"

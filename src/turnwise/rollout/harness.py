@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from turnwise.config import LimitsConfig
 from turnwise.envs.session import Limits
 
-RULES = 2
+RULES = 3
 """Raised when the code changes what ends an episode, what a policy is told, or how rewards are added up."""
 
 

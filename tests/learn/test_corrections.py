@@ -241,11 +241,11 @@ def test_old_logprobs_reach_the_loss_in_their_places() -> None:
     scored = trained.logprobs(rows)
     samples = [replace(row, old_logprobs_T=own) for row, own in zip(rows, scored, strict=True)]
     for batch in trained._pack(samples):
-        x = trained._inputs(batch, False)
+        x = trained._inputs(batch)
         assert x.old_logprobs_N is not None
         torch.testing.assert_close(x.old_logprobs_N, x.logprobs_N.detach(), atol=1e-5, rtol=1e-5)
     for batch in trained._pack([samples[0], rows[1]]):
-        assert trained._inputs(batch, False).old_logprobs_N is None, "they are of all or of none"
+        assert trained._inputs(batch).old_logprobs_N is None, "they are of all or of none"
 
 
 def test_scoring_before_the_first_update_is_what_the_loss_takes_without() -> None:

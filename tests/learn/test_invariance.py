@@ -131,7 +131,7 @@ def test_a_sequence_is_a_segment(samples: list[Sample]) -> None:
     """Two segments of one trajectory have a ratio each: they may be in different micro-batches."""
     cut = learner(BatchConfig(micro_tokens=256, row_tokens=256))
     (batch,) = cut._pack(samples)
-    inputs = cut._inputs(batch, False)
+    inputs = cut._inputs(batch)
     owners = [one.trajectory_id for one in batch.samples]
     counts = [int(one.loss_mask_T.sum()) for one in batch.samples]
     assert len(set(owners)) == 6 and torch.bincount(inputs.sequences_N).tolist() == counts
@@ -145,7 +145,7 @@ def test_rows_without_a_token_of_loss_do_not_shift_the_others(samples: list[Samp
         torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-7)
     cut = learner(BatchConfig(micro_tokens=256, row_tokens=256))
     (batch,) = cut._pack([bare, *samples])
-    sequences = cut._inputs(batch, False).sequences_N
+    sequences = cut._inputs(batch).sequences_N
     assert int(sequences.max()) == len(samples) - 1
 
 

@@ -76,7 +76,7 @@ def test_models_are_written_with_all_their_fields() -> None:
     assert json.loads(wire.dump({"m": More(c="x")})) == {"m": {"a": 1, "b": None, "c": "x"}}  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("value", [{1, 2}, object(), b"x", {"k": {(1, 2): 3}}])
+@pytest.mark.parametrize("value", [object(), b"\xff", {"k": {(1, 2): 3}}])
 def test_what_is_no_json_is_an_error(value: Any) -> None:
     with pytest.raises(EnvError, match="no JSON"):
         wire.observation(Answer(observation={"v": value}))

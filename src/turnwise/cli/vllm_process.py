@@ -109,6 +109,8 @@ class ServerProcess:
         # It leads a session of its own: whoever is left of that is its worker.
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
         self._forget()
 
     def last_words(self, lines: int = 25) -> str:

@@ -312,7 +312,7 @@ class Learner:
             scored.append(logprobs_N.cpu().numpy())
         return scored
 
-    def _inputs(self, batch: Batch, entropy_gradient: bool, accuracy: bool) -> LossInputs:
+    def _inputs(self, batch: Batch, entropy_gradient: bool = False, accuracy: bool = False) -> LossInputs:
         """Run the model and put the flat arrays beside its logprobs."""
         mask_BT = batch.loss_mask_BT
         logprobs_N, entropies_N, likeliest_N = self.model.logprobs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sysconfig
 import zipfile
 from collections.abc import Iterator
@@ -60,6 +61,7 @@ async def app(scope, receive, send):
         "/version": open("version.txt").read(),
         "/secret": os.environ.get("MY_API_KEY", ""),
         "/given": os.environ.get("GIVEN", ""),
+        "/home": os.path.expanduser("~"),
     }[scope["path"]]
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": found.encode()})
@@ -127,7 +129,7 @@ def test_a_downloaded_space_runs_in_a_venv_of_its_own(
     steps: list[list[str]] = []
     install = space.install_step
     monkeypatch.setattr(
-        space, "install_step", lambda command, stop: (steps.append(command), install(command, stop))
+        space, "install_step", lambda command, *rest: (steps.append(command), install(command, *rest))
     )
     provider = SpaceProvider("acme/tiny", env_vars={"GIVEN": "yes"})
     for version in ("one", "two"):
@@ -135,14 +137,40 @@ def test_a_downloaded_space_runs_in_a_venv_of_its_own(
         with provider:
             seen = {
                 path: httpx.get(f"{provider.base_url}/{path}").text
-                for path in ("python", "version", "secret", "given")
+                for path in ("python", "version", "secret", "given", "home")
             }
-        assert Path(seen["python"]).is_relative_to(tmp_path / "cache/turnwise/spaces/acme--tiny")
+        for own in ("python", "home"):
+            assert Path(seen[own]).is_relative_to(tmp_path / "cache/turnwise/spaces/acme--tiny")
         assert (seen["version"], seen["secret"], seen["given"]) == (version, "", "yes")
     assert len(steps) == 4  # each commit has an environment
     with provider:
         pass
     assert len(steps) == 4  # which is made once
+
+
+def test_code_that_builds_a_space_sees_no_token(
+    tiny: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = tmp_path / "me/.cache/huggingface/token"
+    saved.parent.mkdir(parents=True)
+    saved.write_text("hf_saved")
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    monkeypatch.setenv("UV_PUBLISH_TOKEN", "pypi-secret")
+    seen = tmp_path / "seen.json"
+    looks = f"""
+import json, os
+token = os.path.expanduser("~/.cache/huggingface/token")
+found = dict(os.environ), os.path.exists(token), os.path.isdir(os.path.expanduser("~"))
+json.dump(found, open({str(seen)!r}, "w"))
+"""
+    tiny.files["backend.py"] = (looks + BACKEND).encode()
+    with SpaceProvider("acme/tiny"):
+        pass
+    environment, token, home = json.loads(seen.read_text())
+    assert not {"HF_TOKEN", "UV_PUBLISH_TOKEN"} & set(environment)
+    assert TOKEN not in environment.values()
+    assert environment["UV_NO_INDEX"] == "1"  # where packages come from is for it to know
+    assert (token, home) == (False, True)
 
 
 def test_what_cannot_be_installed_or_found_is_told(tiny: Space, hub: Hub) -> None:

@@ -290,6 +290,17 @@ def test_what_sessions_leave_behind_is_measured(tmp_path: Path) -> None:
     assert outcomes(report) == {"lock": "error", "memory": "error", "threads": "error", "files": "error"}
 
 
+def test_a_package_is_given_none_of_our_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scaffold("web_shop", tmp_path)
+    (tmp_path / "web_shop/server/app.py").write_text("import os\nraise SystemExit(sorted(os.environ))\n")
+    for name in ("HF_TOKEN", "TURNWISE_TOKEN", "SHOP_KEY"):
+        monkeypatch.setenv(name, "secret")
+    (starts,) = [
+        one for one in asyncio.run(validate(tmp_path / "web_shop", Options())).findings if one.id == "starts"
+    ]
+    assert "'SHOP_KEY'" in starts.found and "_TOKEN'" not in starts.found
+
+
 def test_a_package_that_does_not_start_says_why(tmp_path: Path) -> None:
     scaffold("web_shop", tmp_path)
     folder = tmp_path / "web_shop"

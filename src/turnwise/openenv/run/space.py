@@ -24,18 +24,21 @@ INSTALL_SECONDS = 3600.0
 LOG_CHARS = 4000
 REACHABLE = ("RUNNING", "RUNNING_BUILDING", "RUNNING_APP_STARTING", "SLEEPING", "APP_STARTING", "BUILDING")
 """Stages in which a Space answers, or will when it has woken up."""
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 PASSED_ON = (
     "PATH",
-    "HOME",
     "LANG",
     "LC_ALL",
     "TMPDIR",
     "SSL_CERT_FILE",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
+    *PROXIES,
+    *(name.upper() for name in PROXIES),
 )
-"""What a Space's process sees of this one's environment. Tokens and keys are not for other people's code."""
+"""What a Space's code sees of this process's environment. Tokens and keys are not for other people's code;
+nor is HOME, where the Hub's token is saved: it gets a folder of its own."""
+INDEX = ("UV_", "PIP_")
+"""How the names of variables begin that installing sees beside these: where packages come from."""
+NOT_INDEX = "UV_PUBLISH_"
 
 
 def space_url(repo_id: str, *, token: str | None = None) -> str:
@@ -68,8 +71,9 @@ def space_url(repo_id: str, *, token: str | None = None) -> str:
 class SpaceProvider(ProcessProvider):
     """A Space, or any OpenEnv package, under uvicorn in a virtual environment of its own.
 
-    It runs the Space's code with your rights, though without your environment's variables: read the code
-    first, or use Docker.
+    It runs the Space's code with your rights, also to install it, though without your environment's
+    variables and with a HOME of its own: read the code first, or use Docker. Where packages come from is said
+    by variables UV_… and PIP_…, which installing sees; files of settings in your HOME are not read.
 
     Args:
         repo_id: ``org/name`` of a Space, downloaded when it is started.
@@ -96,8 +100,7 @@ class SpaceProvider(ProcessProvider):
             raise EnvSpecError("a Space's repo_id or a project_path: one of them, not both")
         if repo_id is not None:
             named(repo_id)
-        passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        super().__init__([], env_vars=env_vars, environment=passed_on)
+        super().__init__([], env_vars=env_vars)
         self.repo_id, self.revision, self._token = repo_id, revision, token
         self.project_path = None if project_path is None else Path(project_path)
         self.app = app
@@ -115,6 +118,7 @@ class SpaceProvider(ProcessProvider):
         """
         self._begin()
         source, home = self._source()
+        self._environment = passed_on(home)
         with locked(home):
             python = installed(source, home, self._stopping, editable=self.project_path is not None)
         server = ProcessProvider.of_folder(source, app=self.app, python=str(python), env_vars=self._env_vars)
@@ -146,6 +150,25 @@ class SpaceProvider(ProcessProvider):
         return source, home
 
 
+def passed_on(home: Path) -> dict[str, str]:
+    """The environment of a Space's server: `PASSED_ON`, and a HOME of its own in ``home``."""
+    own = home / "home"
+    own.mkdir(parents=True, exist_ok=True)
+    return {**{name: os.environ[name] for name in PASSED_ON if name in os.environ}, "HOME": str(own)}
+
+
+def installing(home: Path) -> dict[str, str]:
+    """The environment of what installs a Space, and so of its build code."""
+    index = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(INDEX) and not name.startswith(NOT_INDEX)
+    }
+    # Beside the Spaces, not in each one's HOME: what one downloaded, the next need not.
+    caches = {"UV_CACHE_DIR": str(home.parents[1] / "uv"), "PIP_CACHE_DIR": str(home.parents[1] / "pip")}
+    return {**caches, **index, **passed_on(home)}
+
+
 def installed(source: Path, home: Path, stopping: threading.Event, *, editable: bool) -> Path:
     """The interpreter of a virtual environment that has a package's dependencies.
 
@@ -173,9 +196,10 @@ def installed(source: Path, home: Path, stopping: threading.Event, *, editable: 
     if said.suffix == ".toml" and not installable(text):
         raise StartError(f"{said} has no [project]: its dependencies are not known")
     done.unlink(missing_ok=True)
+    environment = installing(home)
 
     def run(command: list[str]) -> None:
-        install_step(command, stopping)
+        install_step(command, stopping, environment)
 
     if (uv := find_uv()) is not None:
         run([uv, "venv", "--clear", "--python", sys.executable, str(venv)])
@@ -200,8 +224,8 @@ def find_uv() -> str | None:
     return shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
 
 
-def install_step(command: list[str], stopping: threading.Event) -> None:
-    """Run a command until it ends, or ``stopping`` is set.
+def install_step(command: list[str], stopping: threading.Event, environment: Mapping[str, str]) -> None:
+    """Run a command with ``environment`` alone until it ends, or ``stopping`` is set.
 
     Raises:
         StartError: It failed; the message has the end of what it wrote.
@@ -212,6 +236,7 @@ def install_step(command: list[str], stopping: threading.Event) -> None:
         try:
             process = subprocess.Popen(
                 command,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

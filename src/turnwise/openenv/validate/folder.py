@@ -22,6 +22,8 @@ ROUND_SESSIONS = 16
 GROWTH_BYTES = 1 << 20
 """Of a session that is over; an environment that keeps less for each is told from noise by nobody."""
 SETTLE_SECONDS = 0.5
+TOKENS = ("TURNWISE_TOKEN", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
+"""Variables of whoever runs this, which a package's server is not given; what it needs itself stays."""
 
 
 def check_package(report: Report, folder: Path) -> bool:
@@ -69,7 +71,7 @@ def check_package(report: Report, folder: Path) -> bool:
 
 def provider(folder: Path, *, python: str | None) -> ProcessProvider:
     """The package's server, with ``python``, or the interpreter that runs this."""
-    environment = {name: value for name, value in os.environ.items() if name != "TURNWISE_TOKEN"}
+    environment = {name: value for name, value in os.environ.items() if name not in TOKENS}
     return ProcessProvider.of_folder(folder, python=python or sys.executable, environment=environment)
 
 

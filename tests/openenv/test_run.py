@@ -5,6 +5,7 @@ Docker is a stand-in on PATH (`fake_docker`), whose containers are processes; th
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from tests.openenv.containers import Docker, gone, until
 
 from turnwise.errors import EnvSpecError
+from turnwise.openenv import GenericEnvClient
 from turnwise.openenv.run import LocalDockerProvider, ProcessProvider, StartError, StartTimeoutError
 
 APP = """
@@ -141,6 +143,24 @@ def test_without_docker_there_is_advice(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StartError, match=r"no `docker` on PATH: install Docker, or .*use_docker=False"):
         LocalDockerProvider().start_container("web-shop")
+    with pytest.raises(StartError, match="^there is no `docker` on PATH"):  # and no container to be removed
+        asyncio.run(GenericEnvClient.from_docker_image("web-shop"))
+
+
+def test_why_a_start_failed_is_told_though_stopping_fails_too() -> None:
+    class Broken:
+        def start_container(self, image: str, *args: object, **kwargs: object) -> str:
+            raise StartError("no such image")
+
+        def stop_container(self) -> None:
+            raise RuntimeError("nothing to stop")
+
+        def wait_for_ready(self, base_url: str, timeout_s: float = 1.0) -> None: ...
+
+    with pytest.raises(StartError, match="no such image") as info:
+        asyncio.run(GenericEnvClient.from_docker_image("web-shop", Broken()))
+    (note,) = info.value.__notes__
+    assert "could not be stopped" in note and "nothing to stop" in note
 
 
 # Processes

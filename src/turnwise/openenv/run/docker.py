@@ -76,14 +76,15 @@ class LocalDockerProvider:
         Raises:
             StartError: Docker is not there, or says no. No container is left.
         """
+        executable = docker()
         with self._lock:
             if self._name is not None:
                 raise StartError(f"container {self._name} runs already; stop_container() first")
             slug = re.sub(r"[^a-z0-9]+", "-", image.rsplit("/", 1)[-1].split(":")[0].lower()).strip("-")
             name = self._name = f"turnwise-{slug or 'env'}-{secrets.token_hex(4)}"
             # Before the container: however this process ends from here on, the container goes.
-            self._guard = Guard([docker(), "rm", "--force", "--volumes", name])
-        command = [docker(), "run", "--detach", "--name", name, "--label", "turnwise=environment"]
+            self._guard = Guard([executable, "rm", "--force", "--volumes", name])
+        command = [executable, "run", "--detach", "--name", name, "--label", "turnwise=environment"]
         if platform is not None:
             command += ["--platform", platform]
         command += ["--publish", f"{self.host}:{port or ''}:{container_port}"]

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
-from turnwise.errors import EnvSpecError
+from turnwise.errors import EnvSpecError, boundary
 from turnwise.openenv.run.docker import LocalDockerProvider
 from turnwise.openenv.run.provider import ContainerProvider, Provider, RuntimeProvider, stop
+from turnwise.openenv.run.ready import StartError
 from turnwise.openenv.run.space import SpaceProvider, named
 
 SPACE_PLATFORM = "linux/amd64"
@@ -90,6 +91,10 @@ async def launched(provider: Provider, run: Callable[[], str]) -> Launched:
     """What ``run`` started, which is stopped if anything goes wrong with it."""
     try:
         return Launched(base_url=await asyncio.to_thread(run), provider=provider)
-    except BaseException:  # a cancellation too: the thread goes on until what it started is stopped
-        await asyncio.shield(asyncio.to_thread(stop, provider))
+    except BaseException as error:  # a cancellation too: the thread goes on until what it started is stopped
+        try:
+            with boundary(StartError, "and it could not be stopped"):
+                await asyncio.shield(asyncio.to_thread(stop, provider))
+        except StartError as second:  # the first one is why
+            error.add_note(str(second))
         raise

@@ -128,6 +128,32 @@ def test_a_line_stays_in_step_when_replies_come_late(server: Serving) -> None:
     assert 5 < sum(kept) < 38
 
 
+@pytest.mark.parametrize("hangs", ["network", "environment"])
+def test_silence_is_nobodys_fault_and_a_hanging_call_is_the_policys(server: Serving, hangs: str) -> None:
+    async def main(url: str) -> list[Trajectory]:
+        spec = spec_of(url)
+        arena = Arena("slow", spec, limits=replace(spec.limits, max_turns=3, call_seconds=0.3))
+
+        def act(context: Context) -> Message:
+            proxy.silent = hangs == "network" and context.turn == 1
+            return Message.assistant("", said(9 if hangs == "environment" and context.turn == 1 else 0))
+
+        order = GroupOrder(id="g/0", env="slow", task={}, seed=1, size=2)
+        group = await play_group(
+            order, arena=arena, policy=ScriptedPolicy(act), sampling=Sampling(), sink=lambda _: None
+        )
+        await arena.aclose()
+        return list(group.trajectories)
+
+    with disturbed(server.url) as proxy:
+        trajectories = asyncio.run(main(proxy.url))
+    scored = hangs == "environment"
+    for one in trajectories:
+        assert one.stop_reason is (StopReason.TIME_LIMIT if scored else StopReason.ENV_FAILED)
+        assert one.error is not None and one.error.kind == ("EnvHungError" if scored else "EnvLostError")
+        assert bool(one.rewards) is scored
+
+
 @pytest.mark.parametrize("way", ["end_replies", "end_requests", "silent"])
 def test_half_of_a_connection_is_gone(server: Serving, way: str) -> None:
     async def main(url: str) -> None:
@@ -142,8 +168,7 @@ def test_half_of_a_connection_is_gone(server: Serving, way: str) -> None:
         else:
             getattr(proxy, way)()
         ends = await asyncio.gather(*calls, return_exceptions=True)
-        expected = EnvHungError if way == "silent" else EnvLostError
-        assert {type(end) for end in ends} == {expected}, ends
+        assert {type(end) for end in ends} == {EnvLostError}, ends
         assert not any(one.alive for one in sessions)
         proxy.silent = False
         # The next episode of each has a connection of its own, and is answered what it asked.

@@ -14,6 +14,8 @@ from turnwise.envs.base import Env, tool
 from turnwise.envs.registry import make
 from turnwise.envs.session import EnvSpec, Session
 from turnwise.errors import EnvError, EnvHungError, EnvLostError, EnvSpecError, ScoringError
+from turnwise.openenv.client.peer import PeerSession
+from turnwise.openenv.hosted import hosted
 from turnwise.openenv.server.settings import Settings
 from turnwise.types import ImageBlock, Message, Step, TextBlock, ToolCall
 
@@ -186,7 +188,26 @@ def test_a_loss_there_is_a_loss_here(url: str) -> None:
     asyncio.run(main())
 
 
-def test_a_deadline_of_this_side(url: str) -> None:
+def test_a_tool_that_is_too_slow_is_told_by_the_server_and_the_episode_goes_on() -> None:
+    served = hosted(Fair)
+    served.limits = replace(served.limits, call_seconds=0.3)
+
+    async def main(url: str) -> None:
+        spec = make(url)
+        session = await spec.open(replace(spec.limits, call_seconds=0.3))
+        await session.reset({"colour": "red"}, 0)
+        result = await session.call(act("wait", seconds=20.0))
+        assert result.error == "timeout" and session.alive
+        assert (await session.call(act("pay"))).content == "here"
+        await session.close()
+
+    with running(as_app(served)) as server:
+        asyncio.run(main(server.url))
+
+
+def test_a_deadline_of_this_side(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PeerSession, "margin", 0.0)
+
     async def main() -> None:
         spec = make(url)
         session = await spec.open(replace(spec.limits, call_seconds=0.2))

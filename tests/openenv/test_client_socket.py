@@ -179,6 +179,22 @@ def test_a_server_that_takes_connections_and_says_nothing() -> None:
     asyncio.run(main())
 
 
+def test_a_connection_that_is_taken_and_closed_may_be_tried_again() -> None:
+    """As a proxy does whose server is still being started."""
+
+    async def main() -> None:
+        async def closing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.close()
+
+        async with await asyncio.start_server(closing, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            with pytest.raises(EnvLostError, match="closed before it was answered|no connection") as lost:
+                await EnvSocket.open(f"http://127.0.0.1:{port}", seconds=1)
+            assert not isinstance(lost.value, RefusedError)
+
+    asyncio.run(main())
+
+
 def test_a_web_server_of_another_kind() -> None:
     async def main() -> None:
         async def web(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

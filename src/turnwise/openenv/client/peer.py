@@ -25,6 +25,9 @@ CUT_THERE = Limits().max_observation
 class PeerSession(RemoteSession):
     """See `RemoteSession`."""
 
+    margin = 3.0
+    """The server ends a call at its own deadline, a second or two late where a process has to be killed."""
+
     def __init__(self, remote: Remote, limits: Limits) -> None:
         super().__init__(remote, limits)
         self._rewards: dict[str, float | None] | None = None

@@ -7,6 +7,7 @@ could have:
     EXECUTION_ERROR on a step                      the environment raised: the policy is told
     VALIDATION_ERROR on a step                     the action was refused: the policy is told
     no answer within ``call_seconds``              EnvHungError; the next episode gets a fresh connection
+    ... and none to a ping then                    EnvLostError: the network or the server, not the call
     SESSION_ERROR, FACTORY_ERROR, a lost socket    EnvLostError: the episode is left out
 
 A Turnwise server's sessions are `turnwise.openenv.client.peer`'s.
@@ -26,7 +27,7 @@ from turnwise.envs.opening import opening
 from turnwise.envs.session import Limits
 from turnwise.envs.tools import told_malformed, told_unknown
 from turnwise.envs.validate import ArgumentsError, check_arguments
-from turnwise.errors import EnvError, EnvLostError, ScoringError
+from turnwise.errors import EnvError, EnvHungError, EnvLostError, ScoringError
 from turnwise.openenv.client.balance import Servers
 from turnwise.openenv.client.discovery import About, mcp_tools, told
 from turnwise.openenv.client.observation import Reader, tool_result
@@ -36,6 +37,8 @@ from turnwise.types import Content, Message, Step, Task, ToolCall, ToolResult, T
 
 QUEUE_SECONDS = 60.0
 """A server may keep who opens a session waiting for a place, a Turnwise one for 50 s."""
+PONG_SECONDS = 3.0
+"""For a ping's answer, once a call has none: a hanging environment leaves the server's event loop free."""
 _ERRORS = {
     "invalid_args": "bad_arguments", "tool_not_found": "unknown_tool", "timeout": "timeout",
 }  # fmt: skip
@@ -64,6 +67,9 @@ class Remote:
 
 class RemoteSession:
     """An environment on a server that is not Turnwise's."""
+
+    margin = 0.0
+    """Seconds beyond ``call_seconds`` for a server that keeps that deadline itself, and tells."""
 
     def __init__(self, remote: Remote, limits: Limits) -> None:
         self.system = remote.options.system if remote.about.system is None else remote.about.system
@@ -278,7 +284,12 @@ class RemoteSession:
         if socket is None or self._closed:
             raise EnvLostError(f"{self._what(kind)}: the session is closed")
         message = {"type": kind} if data is None else {"type": kind, "data": data}
-        return await socket.ask(message, seconds=self._limits.call_seconds)
+        try:
+            return await socket.ask(message, seconds=self._limits.call_seconds + self.margin)
+        except EnvHungError as hung:
+            if await socket.pings(PONG_SECONDS):
+                raise
+            raise EnvLostError(f"{hung}, nor to a ping: the network or the server is gone") from hung
 
     def _result(
         self,

@@ -24,7 +24,14 @@ from urllib.parse import urlsplit, urlunsplit
 
 import orjson
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidHandshake, InvalidState, InvalidStatus, WebSocketException
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidMessage,
+    InvalidState,
+    InvalidStatus,
+    WebSocketException,
+)
 from websockets.frames import DATA_OPCODES, Frame
 from websockets.protocol import State
 
@@ -87,6 +94,9 @@ class EnvSocket:
             final = status in (400, 401, 403, 404)
             raise (RefusedError if final else EnvLostError)(_told_status(url, status)) from cause
         except InvalidHandshake as cause:
+            if isinstance(cause, InvalidMessage) and isinstance(cause.__cause__, EOFError):
+                # Taken and closed without a word: a proxy whose server starts, a server that ends.
+                raise EnvLostError(f"{url}: the connection was closed before it was answered") from cause
             raise RefusedError(f"{url}: no WebSocket at /ws: {cause}") from cause
         except (OSError, TimeoutError, WebSocketException) as cause:
             raise EnvLostError(f"{url}: no connection: {cause or type(cause).__name__}") from cause
@@ -130,6 +140,15 @@ class EnvSocket:
         finally:
             timer.cancel()
         return reply
+
+    async def pings(self, seconds: float) -> bool:
+        """Whether a ping is answered: the network is there, and so is the server's event loop."""
+        try:
+            async with asyncio.timeout(seconds):
+                await (await self._line.ping())
+        except (TimeoutError, ConnectionClosed):
+            return False
+        return True
 
     def abort(self) -> None:
         """Drop the connection without a word, as a client does whose machine is gone."""

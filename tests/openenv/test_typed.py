@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -26,7 +26,9 @@ from tests.openenv.serving import serving
 from tests.openenv.written import PACKAGES, TYPED, written
 
 from turnwise.cli.env_serve import served_as
+from turnwise.envs.thread import abandoned_threads
 from turnwise.errors import ActionError, EnvError, EnvHungError, EnvSpecError
+from turnwise.openenv import typed_session
 from turnwise.openenv.models import Action, ConcurrencyConfig, Observation, State
 from turnwise.openenv.server.create import HTTPEnvServer, create_app, create_fastapi_app
 from turnwise.openenv.server.settings import Settings
@@ -364,6 +366,131 @@ def test_a_constructor_that_raises_or_is_slow_is_its_own_sessions_alone() -> Non
 
         with pytest.raises(EnvError, match="constructor: OSError: no display"):
             await TypedEnv(broken, Anything).open()
+
+    asyncio.run(play())
+
+
+class Heavy(Odd):
+    """Slow to make, slow to step, slow to close."""
+
+    seconds: ClassVar = {"make": 0.0, "close": 0.0}
+    log: ClassVar[list[str]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        time.sleep(self.seconds["make"])
+        self.log.append("made")
+
+    def step(self, action: Anything) -> Seen:
+        time.sleep(action.value or 0.0)
+        return Seen()
+
+    def close(self) -> None:
+        self.log.append("closed")
+        time.sleep(self.seconds["close"])
+
+
+class OneForAll(Heavy):
+    REQUIRES_SINGLE_THREAD_EXECUTOR = True
+
+
+@pytest.fixture
+def heavy(monkeypatch: pytest.MonkeyPatch) -> type[Heavy]:
+    monkeypatch.setattr(Heavy, "log", [])
+    monkeypatch.setattr(Heavy, "seconds", {"make": 0.0, "close": 0.0})
+    monkeypatch.setattr(typed_session, "CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(typed_session, "TURN_SECONDS", 0.1)
+    return Heavy
+
+
+async def settled(log: list[str], expected: list[str]) -> None:
+    end = time.monotonic() + 5
+    while log != expected and time.monotonic() < end:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    assert log == expected
+
+
+@pytest.mark.parametrize("ended", ["cancelled", "overran"])
+def test_one_that_nobody_waits_for_any_more_is_closed_when_it_is_made(heavy: type[Heavy], ended: str) -> None:
+    async def play() -> None:
+        heavy.seconds["make"] = 0.5
+        env = TypedEnv(heavy, Anything, call_seconds=9.0 if ended == "cancelled" else 0.1)
+        opening = asyncio.create_task(env.open())
+        await asyncio.sleep(0.05)
+        if ended == "cancelled":
+            opening.cancel()
+        with pytest.raises((asyncio.CancelledError, EnvHungError)):
+            await opening
+        assert heavy.log == []
+        await settled(heavy.log, ["made", "closed"])
+
+    asyncio.run(play())
+
+
+def test_a_close_that_overruns_is_not_done_again(heavy: type[Heavy]) -> None:
+    async def play() -> None:
+        heavy.seconds["close"] = 0.3
+        session = await TypedEnv(heavy, Anything).open()
+        await session.close()
+        assert abandoned_threads() >= 1
+        await asyncio.sleep(0.5)
+        await settled(heavy.log, ["made", "closed"])
+
+    asyncio.run(play())
+
+
+def test_on_a_thread_for_all_a_close_that_waits_for_anothers_step_harms_nobody(heavy: type[Heavy]) -> None:
+    async def play() -> None:
+        env = TypedEnv(OneForAll, Anything, call_seconds=5.0)
+        first, second = await env.open(), await env.open()
+        stepping = asyncio.create_task(first.step({"value": 0.6}))
+        await asyncio.sleep(0.05)
+        began = time.perf_counter()
+        await second.close()
+        assert time.perf_counter() - began < 0.5
+        await stepping
+        await first.step({"value": 0.0})
+        await settled(heavy.log, ["made", "made", "closed"])
+        await first.close()
+        assert heavy.log == ["made", "made", "closed", "closed"]
+
+    asyncio.run(play())
+
+
+def test_on_a_thread_for_all_a_step_s_clock_starts_with_it(heavy: type[Heavy]) -> None:
+    async def play() -> None:
+        env = TypedEnv(OneForAll, Anything, call_seconds=0.4)
+        sessions = [await env.open() for _ in range(4)]
+        await asyncio.gather(*(session.step({"value": 0.2}) for session in sessions))
+        for session in sessions:
+            await session.close()
+
+    asyncio.run(play())
+
+
+def test_a_thread_for_all_that_hangs_is_told_at_once_and_all_are_closed_when_it_returns(
+    heavy: type[Heavy],
+) -> None:
+    async def play() -> None:
+        env = TypedEnv(OneForAll, Anything, call_seconds=0.2)
+        hung, waiting, idle = [await env.open() for _ in range(3)]
+        steps = [asyncio.create_task(hung.step({"value": 1.0}))]
+        await asyncio.sleep(0.1)
+        steps.append(asyncio.create_task(waiting.step({"value": 0.0})))
+        told = await asyncio.gather(*steps, return_exceptions=True)
+        assert [type(one) for one in told] == [EnvHungError, EnvHungError]
+        assert "0.2 s" in str(told[0]) and "an earlier call" in str(told[1])
+        began = time.perf_counter()
+        with pytest.raises(EnvHungError, match="thread was stopped"):
+            await idle.step({"value": 0.0})
+        assert time.perf_counter() - began < 0.1
+        fresh = await env.open()  # On a thread of its own age.
+        await fresh.step({"value": 0.0})
+        for session in (hung, waiting, idle, fresh):
+            await session.close()
+        await settled(heavy.log, ["made"] * 4 + ["closed"] * 4)
+        assert abandoned_threads() == 0
 
     asyncio.run(play())
 

@@ -245,8 +245,9 @@ class HostedEnv:
         if self._thread is None or not self._thread.busy:
             return False
         try:
-            await self._thread.run(lambda: None, GRACE_SECONDS)
-        except EnvHungError:
+            async with asyncio.timeout(GRACE_SECONDS):
+                await self._thread.run(lambda: None, GRACE_SECONDS)
+        except (TimeoutError, EnvHungError):
             self._hang(f"environment {self.name}: a call that was cancelled", self._thread)
         return self._hung
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
@@ -17,13 +19,16 @@ from typing import Any
 from turnwise.errors import EnvHungError
 
 Outcome = tuple[Any, BaseException | None]
+_Call = tuple["asyncio.Future[Outcome] | None", float]
+"""Who waits for a call, and until when it may take, by `time.monotonic`."""
+_IDLE: _Call = (None, math.inf)
 _names = itertools.count()
 _abandoned: list[EnvThread] = []
 
 
 def abandoned_threads() -> int:
     """How many threads of hung environments are still busy in a call that nobody waits for."""
-    _abandoned[:] = [thread for thread in _abandoned if thread.alive]
+    _abandoned[:] = [thread for thread in _abandoned if thread.busy]
     return len(_abandoned)
 
 
@@ -31,12 +36,12 @@ class EnvThread:
     """Runs functions one at a time, in order. Daemonic: a hung call cannot keep the interpreter alive."""
 
     def __init__(self, name: str) -> None:
-        self._jobs: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Outcome] | None] | None] = (
+        self._jobs: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Outcome] | None, float] | None] = (
             SimpleQueue()
         )
         self._thread = Thread(target=self._work, name=f"env-{name}-{next(_names)}", daemon=True)
-        self.busy = False
-        """It is in a call, which whoever asked for it may have given up."""
+        self._call = _IDLE
+        self._stopped = False
         self._thread.start()
 
     @property
@@ -44,16 +49,39 @@ class EnvThread:
         """Whether the thread still runs."""
         return self._thread.is_alive()
 
+    @property
+    def busy(self) -> bool:
+        """Whether it is in a call, which whoever asked for it may have given up."""
+        return self._call is not _IDLE
+
     async def run(self, function: Callable[[], Any], seconds: float) -> Any:
         """What ``function`` returns or raises, on this thread.
 
+        Its clock starts when it does: waiting for a call that keeps its own deadline is no fault of this one.
+
         Raises:
-            EnvHungError: It took longer than ``seconds``; the thread is still in it.
+            EnvHungError: It took longer than ``seconds``, or one before it longer than it may; the thread is
+                still in that. Or it was stopped.
         """
+        if self._stopped:
+            raise EnvHungError(
+                "its thread was stopped: it hangs in an earlier call, or what lived there is closed"
+            )
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outcome] = loop.create_future()
-        timer = loop.call_later(seconds, _expire, future, seconds)
-        self._jobs.put((function, future))
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal timer
+            current, end = self._call
+            left = end - time.monotonic()
+            if left > 0:  # Should it only begin now, it is not over before the next look.
+                timer = loop.call_later(min(left, seconds), look)
+            elif not future.done():
+                future.set_exception(_hung(seconds if current is future else None))
+
+        timer = loop.call_later(min(max(self._call[1] - time.monotonic(), 0), seconds), look)
+        self._jobs.put((function, future, seconds))
         try:
             value, error = await future
         finally:
@@ -64,22 +92,33 @@ class EnvThread:
 
     def stop(self, last: Callable[[], Any] | None = None) -> None:
         """End the thread when it has finished what it is at, after ``last``."""
+        self._stopped = True
         if last is not None:
-            self._jobs.put((last, None))
+            self._jobs.put((last, None, math.inf))
         self._jobs.put(None)
 
-    def abandon(self, last: Callable[[], Any]) -> None:
-        """Give up on a call that hangs: count it, and run ``last`` should it ever return."""
+    def abandon(self, last: Callable[[], Any], *, shared: bool = False) -> None:
+        """Give up on a call that hangs: count it, run nothing more but ``last``, should it ever return.
+
+        Args:
+            last: Closes what lived here.
+            shared: Others lived here too, and each has a ``last``: the thread waits for them.
+        """
         abandoned_threads()  # Those that have come to an end are held on to no longer.
-        _abandoned.append(self)
-        self.stop(last)
+        if self not in _abandoned:
+            _abandoned.append(self)
+        self._stopped = True
+        if shared:
+            self._jobs.put((last, None, math.inf))
+        else:
+            self.stop(last)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            function, future = job
-            self.busy = True
+            function, future, seconds = job
+            self._call = (future, time.monotonic() + seconds)
             outcome = _run(function)
-            self.busy = False
+            self._call = _IDLE
             if future is not None:
                 # RuntimeError: the loop is closed and nobody is left to be told; a last job may still wait.
                 with suppress(RuntimeError):
@@ -99,6 +138,7 @@ def _deliver(future: asyncio.Future[Outcome], outcome: Outcome) -> None:
         future.set_result(outcome)
 
 
-def _expire(future: asyncio.Future[Outcome], seconds: float) -> None:
-    if not future.done():
-        future.set_exception(EnvHungError(f"it did not return within {seconds:g} s and cannot be stopped"))
+def _hung(seconds: float | None) -> EnvHungError:
+    if seconds is None:
+        return EnvHungError("its thread hangs in an earlier call")
+    return EnvHungError(f"it did not return within {seconds:g} s and cannot be stopped")

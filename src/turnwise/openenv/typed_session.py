@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 30.0
 """How long an environment may take to close."""
+TURN_SECONDS = 1.0
+"""How much longer closing waits for its thread to be done with another call."""
 APART = {"reward", "done", "metadata"}
 """Fields of an observation that stand beside it on the wire."""
 
@@ -139,9 +141,16 @@ class TypedSession:
             if self._tools is not None:
                 with boundary(EnvError, f"{self._what}: close"):
                     await contain.bounded(self._tools.aclose(), CLOSE_SECONDS)
-            await self._run("close", partial(close_env, self._env), seconds=CLOSE_SECONDS)
+            async with asyncio.timeout(CLOSE_SECONDS + TURN_SECONDS):
+                await self._run("close", self._close_env, seconds=CLOSE_SECONDS)
         except (EnvError, contain.OverranError, contain.StuckError) as error:
             log.warning("%s", error)
+        except TimeoutError:
+            # In a call that nobody waits for any more, or in one of another's: its turn comes after that.
+            log.warning("%s: close: its thread is in another call", self._what)
+            if not self._shared:
+                self._hung = True
+                self._thread.abandon(self._close_env)
         if not self._shared and not self._hung:
             self._thread.stop()
 
@@ -246,8 +255,13 @@ class TypedSession:
         except EnvHungError as hung:
             self._hung = True
             self._served.abandon(self._thread)
-            self._thread.abandon(partial(close_env, self._env))
+            self._thread.abandon(self._close_env, shared=self._shared)
             raise EnvHungError(f"{self._what}: {what}: {message_of(hung)}") from None
+
+    def _close_env(self) -> None:
+        """On the thread, once; the constructor may have made it after nobody waited for it any more."""
+        env, self._env = self._env, None
+        close_env(env)
 
     def _check(self, what: str) -> None:
         if self._hung:

@@ -8,6 +8,7 @@ place of actions. Servers that come and go are ours, which start faster.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import socket
 import subprocess
 import sys
@@ -342,14 +343,33 @@ def test_errors_say_what_the_server_said_and_the_session_goes_on(url: str) -> No
         env.reset(seed=2)
         with pytest.raises(RuntimeError, match=r"a negative number \(code: EXECUTION_ERROR\)"):
             env.step(Add(number=-1))
-        with pytest.raises(TypeError, match="timeout_s, which cannot be sent"):
-            env.step(Add(number=1), timeout_s=3)
-        assert env.step(Add(number=1)).observation.total == 3
+        with pytest.warns(UserWarning, match="timeout_s, which is not sent"):
+            assert env.step(Add(number=1), timeout_s=3).observation.total == 3
     with GenericEnvClient(url).sync() as generic:
         generic.reset()
         with pytest.raises(ServerError, match="GET /schema says") as info:
             generic.step({"nonsense": 1})
         assert info.value.code == "VALIDATION_ERROR"
+
+
+def test_constructors_take_what_openenvs_take(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from openenv.core.env_client import EnvClient as Theirs
+    from openenv.core.mcp_client import MCPToolClient as TheirTools
+
+    for ours, theirs in ((EnvClient, Theirs), (MCPToolClient, TheirTools)):
+        wanted = list(inspect.signature(theirs).parameters.values())
+        mine = list(inspect.signature(ours).parameters.values())[: len(wanted)]
+        assert [(one.name, one.default, one.kind) for one in mine] == [
+            (one.name, one.default, one.kind) for one in wanted
+        ]
+    with Untyped(url, 10.0, 60.0, 0.01, None, "Production").sync() as env:
+        assert env.async_client._mode == "production" and env.reset().observation.total == 0
+        with pytest.raises(ConnectError, match="max_message_size_mb"):
+            env.reset(episode_id="e" * 20_000), env.state()
+    with pytest.raises(ValueError, match="'simulation' or 'production'"):
+        Untyped(url, mode="training")
+    monkeypatch.setenv("OPENENV_CLIENT_MODE", "production")
+    assert Untyped(url)._mode == "production"
 
 
 def test_a_late_reply_never_answers_another_call(url: str) -> None:

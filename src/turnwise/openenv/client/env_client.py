@@ -25,7 +25,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Generic, NoReturn, Self, TypeVar
@@ -69,7 +71,10 @@ class EnvClient(ABC, Generic[ActT, ObsT, StateT]):
         base_url: ``http(s)://`` or ``ws(s)://``; without a scheme, ``http://``.
         connect_timeout_s: Seconds to wait for the connection.
         message_timeout_s: Seconds to wait for a reply, and for a place on a server that is full.
+        max_message_size_mb: MiB of one message from the server; a longer one ends the connection.
         provider: What runs the server; it is stopped when the client is closed.
+        mode: ``simulation`` or ``production``, for subclasses that look at ``_mode``; None is what
+            ``OPENENV_CLIENT_MODE`` says, or ``simulation``.
         token: Sent as ``Authorization: Bearer``.
     """
 
@@ -78,7 +83,9 @@ class EnvClient(ABC, Generic[ActT, ObsT, StateT]):
         base_url: str,
         connect_timeout_s: float = 10.0,
         message_timeout_s: float = 60.0,
+        max_message_size_mb: float = 100.0,
         provider: Provider | None = None,
+        mode: str | None = None,
         *,
         token: str | None = None,
     ) -> None:
@@ -86,6 +93,10 @@ class EnvClient(ABC, Generic[ActT, ObsT, StateT]):
         self._ws_url = websocket_url(self._url)
         self._connect_timeout = connect_timeout_s
         self._message_timeout = message_timeout_s
+        self._max_message_bytes = int(max_message_size_mb * 2**20)
+        self._mode = (mode or os.environ.get("OPENENV_CLIENT_MODE", "simulation")).lower()
+        if self._mode not in ("simulation", "production"):
+            raise EnvSpecError(f"mode={self._mode!r}: a client's is 'simulation' or 'production'")
         self._provider = provider
         self._headers = bearer(token)
         self._socket: EnvSocket | None = None
@@ -128,17 +139,17 @@ class EnvClient(ABC, Generic[ActT, ObsT, StateT]):
 
         Args:
             action: As `_step_payload` takes it.
-            **kwargs: None: OpenEnv's messages have no place for them.
+            **kwargs: As ``openenv.core`` takes them, which does not send them: there is a warning instead.
 
         Raises:
             ServerError: The environment does not take the action, or it raised.
             ConnectError: The connection went, and the episode with it; `reset` starts another.
             ReplyTimeoutError: No answer in time.
-            TypeError: There are further arguments.
         """
         if kwargs:
-            raise TypeError(
-                f"step() got {', '.join(kwargs)}, which cannot be sent: put it into the action's own fields"
+            names = ", ".join(kwargs)
+            warnings.warn(
+                f"step() got {names}, which is not sent: put it into the action's fields", stacklevel=2
             )
         return self._result(await self._ask({"type": "step", "data": self._step_payload(action)}))
 
@@ -175,7 +186,10 @@ class EnvClient(ABC, Generic[ActT, ObsT, StateT]):
             return self
         try:
             self._socket = await EnvSocket.open(
-                self._url, seconds=self._connect_timeout, headers=self._headers
+                self._url,
+                seconds=self._connect_timeout,
+                headers=self._headers,
+                max_bytes=self._max_message_bytes,
             )
         except EnvLostError as error:
             raise ConnectError(

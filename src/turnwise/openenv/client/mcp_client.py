@@ -58,7 +58,9 @@ class MCPToolClient(EnvClient[Any, Observation, State]):
     ) -> None:
         if mode is not None and mode.lower() != "production":
             raise EnvSpecError(f"mode={mode!r}: a tool client has 'production' alone; use GenericEnvClient")
-        super().__init__(base_url, connect_timeout_s, message_timeout_s, provider, token=token)
+        super().__init__(
+            base_url, connect_timeout_s, message_timeout_s, provider=provider, mode="production", token=token
+        )
         self.use_production_mode = False
         """Call tools at ``POST /mcp``, in a session without an episode, in place of steps."""
         self._tools: list[Tool] | None = None

@@ -30,6 +30,7 @@ from websockets.exceptions import (
     InvalidMessage,
     InvalidState,
     InvalidStatus,
+    PayloadTooBig,
     WebSocketException,
 )
 from websockets.frames import DATA_OPCODES, Frame
@@ -64,13 +65,21 @@ class EnvSocket:
         self._line = line
 
     @classmethod
-    async def open(cls, url: str, *, seconds: float, headers: Mapping[str, str] | None = None) -> EnvSocket:
+    async def open(
+        cls,
+        url: str,
+        *,
+        seconds: float,
+        headers: Mapping[str, str] | None = None,
+        max_bytes: int = MAX_MESSAGE,
+    ) -> EnvSocket:
         """Connect.
 
         Args:
             url: The server's, ``http://…``, without ``/ws``.
             seconds: To wait for the connection.
             headers: Of the request: ``{"Authorization": "Bearer …"}``.
+            max_bytes: Of one message from the server; a longer one ends the connection.
 
         Raises:
             RefusedError: There is a server, which does not take this client: no such path, no valid token.
@@ -87,7 +96,7 @@ class EnvSocket:
                 ping_interval=PING_SECONDS,
                 ping_timeout=PONG_SECONDS,
                 close_timeout=CLOSE_SECONDS,
-                max_size=MAX_MESSAGE,
+                max_size=max_bytes,
             )
         except InvalidStatus as cause:
             status = cause.response.status_code
@@ -285,6 +294,8 @@ def _parsed(data: Any) -> Reply | None:
 def _told_close(line: _Line, exc: Exception | None) -> str:
     if line.notice is not None:
         return f"the server closed the session: {message_of(line.notice)}"
+    if isinstance(long := line.protocol.parser_exc, PayloadTooBig):
+        return f"the server sent a longer message than is taken ({long}); see EnvClient(max_message_size_mb=)"
     if exc is not None:
         return f"the connection was lost: {exc or type(exc).__name__}"
     code, reason = line.close_code, line.close_reason

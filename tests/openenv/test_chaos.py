@@ -29,6 +29,7 @@ from turnwise.rollout.arena import Arena
 from turnwise.rollout.group import GroupOrder, play_group
 from turnwise.rollout.policies import ScriptedPolicy
 from turnwise.rollout.policy import Context
+from turnwise.rollout.scoring import RewardFunction
 from turnwise.types import Message, Sampling, StopReason, ToolCall, Trajectory
 
 ROUND = 10
@@ -152,6 +153,35 @@ def test_silence_is_nobodys_fault_and_a_hanging_call_is_the_policys(server: Serv
         assert one.stop_reason is (StopReason.TIME_LIMIT if scored else StopReason.ENV_FAILED)
         assert one.error is not None and one.error.kind == ("EnvHungError" if scored else "EnvLostError")
         assert bool(one.rewards) is scored
+
+
+def test_siblings_take_turns_on_a_server_with_one_place() -> None:
+    """Also where rewards look at environments, one of them breaks, and waiting outlasts an episode's time."""
+
+    def score(environments: Any = None, completions: Any = ()) -> list[float]:
+        return [1.0] * len(completions)
+
+    async def main(url: str) -> list[Trajectory]:
+        spec = spec_of(url)
+        limits = replace(spec.limits, max_turns=2, call_seconds=0.8, seconds=1.5)
+        function = RewardFunction(function=score, name="score", seconds=60.0)
+        arena = Arena("slow", spec, limits=limits, functions=[function])
+
+        def act(context: Context) -> Message:
+            # One that hangs, so that its connection is of no more use; the others half a second a turn.
+            return Message.assistant("", said(9 if context.session.endswith("s0") else 4))
+
+        order = GroupOrder(id="g/0", env="slow", task={}, seed=1, size=4)
+        async with asyncio.timeout(30):
+            group = await play_group(
+                order, arena=arena, policy=ScriptedPolicy(act), sampling=Sampling(), sink=lambda _: None
+            )
+        await arena.aclose()
+        return list(group.trajectories)
+
+    with running(foreign.slow_app(most=1)) as server:
+        ends = Counter(one.stop_reason for one in asyncio.run(main(server.url)))
+    assert ends == {StopReason.TIME_LIMIT: 1, StopReason.MAX_TURNS: 3}
 
 
 @pytest.mark.parametrize("way", ["end_replies", "end_requests", "silent"])

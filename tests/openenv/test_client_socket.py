@@ -188,7 +188,7 @@ def test_a_connection_that_is_taken_and_closed_may_be_tried_again() -> None:
 
         async with await asyncio.start_server(closing, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
-            with pytest.raises(EnvLostError, match="closed before it was answered|no connection") as lost:
+            with pytest.raises(EnvLostError, match=r"closed before it was answered|no connection") as lost:
                 await EnvSocket.open(f"http://127.0.0.1:{port}", seconds=1)
             assert not isinstance(lost.value, RefusedError)
 

@@ -133,8 +133,10 @@ class _Episode:
     async def _played(self) -> StopReason:
         """Play until something ends it; every error that is data becomes a stop reason."""
         try:
+            # A full server is waited for, at nobody's expense: opening has deadlines of its own.
+            self.session = await self._env("open", self.arena.sessions.acquire())
             async with asyncio.timeout(self.limits.seconds):
-                await self._reset()
+                await self._reset(self.session)
                 while True:
                     stop = await self._turn()
                     if stop is not None:
@@ -174,8 +176,7 @@ class _Episode:
         except TurnwiseError as error:
             return self._failed(StopReason.POLICY_FAILED, error)
 
-    async def _reset(self) -> None:
-        self.session = session = await self._env("open", self.arena.sessions.acquire())
+    async def _reset(self, session: Session) -> None:
         first = await self._env("reset", session.reset(self.order.task, self.order.seed))
         if session.system is not None:
             first = (Message.system(session.system), *first)

@@ -81,7 +81,8 @@ class HeldSessions:
     """Environments of siblings that have ended, kept as they are until the siblings are scored.
 
     What is held plays no other episode, so there are more live environments than episodes in flight: those of
-    the siblings that wait for their group's slowest.
+    the siblings that wait for their group's slowest. One whose instance is out of reach, in another process or
+    on a server, is given back at once: there is nothing to look at, and siblings may wait for its place.
 
     Args:
         pool: Where they go afterwards.
@@ -90,16 +91,21 @@ class HeldSessions:
     def __init__(self, pool: SessionPool) -> None:
         self._pool = pool
         self._held: dict[str, tuple[Session, bool]] = {}
+        self._instances: dict[str, Any] = {}
 
     def keep(self, episode: str, session: Session, *, healthy: bool) -> None:
         """Take over a session from the episode that ends; ``healthy`` as for `SessionPool.release`."""
-        assert episode not in self._held, f"{episode} ends twice"
-        self._held[episode] = session, healthy
+        assert episode not in self._instances, f"{episode} ends twice"
+        self._instances[episode] = session.instance
+        if session.instance is None:
+            self._pool.release(session, healthy=healthy)
+        else:
+            self._held[episode] = session, healthy
 
     @property
     def instances(self) -> dict[str, Any]:
         """The authors' own objects by the episodes' ids; None where one lives in another process."""
-        return {episode: session.instance for episode, (session, _) in self._held.items()}
+        return dict(self._instances)
 
     def release(self) -> None:
         """Give all of them back."""

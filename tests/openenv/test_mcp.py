@@ -311,6 +311,116 @@ def test_openenvs_dialect_over_http() -> None:
         assert http.post("/mcp", content=b"{").json()["error"]["code"] == -32700
 
 
+def test_a_handshake_that_fails_or_is_not_gone_on_with_keeps_no_environment() -> None:
+    class Alone(turnwise.Env):
+        def reset(self, task: Any) -> str:
+            if broken:
+                raise ValueError("no licence")
+            return "go"
+
+        @turnwise.tool
+        def look(self) -> str:
+            """Look."""
+            return "seen"
+
+    app = as_app(Alone, Settings(max_sessions=1, queue=0))
+    with TestClient(app) as http:
+
+        def begun() -> Any:
+            return http.post("/mcp", json=rpc("initialize"))
+
+        broken = True
+        for _ in range(2):
+            answer = begun()
+            assert "no licence" in answer.json()["error"]["message"]
+            assert "mcp-session-id" not in answer.headers and not app.state.sessions.live
+        broken = False
+        assert "result" in begun().json()  # This client says nothing more, so it gives way:
+        named = {"mcp-session-id": begun().headers["mcp-session-id"]}
+        http.post("/mcp", json={"jsonrpc": "2.0", "method": "notifications/initialized"}, headers=named)
+        assert "1 of 1 sessions" in begun().json()["error"]["message"]
+        answer = http.post("/mcp", json=call("look"), headers=named).json()
+        assert answer["result"]["content"][0]["text"] == "seen"
+
+
+def test_a_handshake_makes_no_environment_beside_its_own() -> None:
+    class Device(MCPEnvironment):
+        """Only one can be open."""
+
+        live = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            if Device.live:
+                raise RuntimeError("the device is in use")
+            Device.live += 1
+
+        def reset(self, **more: Any) -> Any:
+            return Observation()
+
+        def _step_impl(self, action: Any, **more: Any) -> Any:
+            return Observation()
+
+        @property
+        def state(self) -> State:
+            return State()
+
+        def close(self) -> None:
+            Device.live -= 1
+
+    with TestClient(create_app(Device, None, None)) as http:
+        begun = http.post("/mcp", json=rpc("initialize"))
+        assert begun.json()["result"]["instructions"], begun.text
+
+
+@pytest.mark.parametrize("how", ["delete", "close"])
+def test_a_session_that_is_ended_during_a_call_closes_after_it(how: str) -> None:
+    told: list[str] = []
+
+    class Slow(MCPEnvironment):
+        def __init__(self) -> None:
+            super().__init__()
+
+            @self.tool()
+            async def wait() -> str:
+                """Wait."""
+                told.append("begins")
+                await asyncio.sleep(0.5)
+                told.append("ends")
+                return "waited"
+
+        def reset(self, **more: Any) -> Any:
+            return Observation()
+
+        def _step_impl(self, action: Any, **more: Any) -> Any:
+            return Observation()
+
+        @property
+        def state(self) -> State:
+            return State()
+
+        def close(self) -> None:
+            told.append("closed")
+
+    async def play() -> None:
+        async with serving(create_app(Slow, None, None)) as url, httpx.AsyncClient(base_url=url) as http:
+            made = (await http.post("/mcp", json=rpc("openenv/session/create"))).json()
+            name = made["result"]["session_id"]
+            request = rpc("tools/call", name="wait", arguments={}, session_id=name)
+            waiting = asyncio.ensure_future(http.post("/mcp", json=request))
+            while "begins" not in told:
+                await asyncio.sleep(0.01)
+            told.clear()
+            if how == "delete":
+                await http.delete("/mcp", headers={"mcp-session-id": name})
+            else:
+                await http.post("/mcp", json=rpc("openenv/session/close", session_id=name))
+            assert (await waiting).json()["result"]["data"] == "waited"
+            assert told == ["ends", "closed"]
+
+    asyncio.run(play())
+
+
 def test_a_full_server_says_so() -> None:
     app = counter(max_concurrent_envs=1, settings=Settings(queue=0))
     with TestClient(app) as http:

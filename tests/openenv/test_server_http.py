@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -172,6 +174,78 @@ def test_an_environment_nobody_came_back_to_gives_way(client: httpx.Client) -> N
             other.post("/reset")
             assert other.post("/step", json={"action": call(1)}).status_code == 200
             assert other.get("/state").json()["step_count"] == 1
+
+
+class Slow(Env):
+    """Takes its time to begin and to go."""
+
+    closing: ClassVar[list[float]] = []
+
+    def reset(self, task: object) -> str:
+        time.sleep(0.2)
+        return "go"
+
+    @tool
+    async def wait(self) -> str:
+        """Wait."""
+        await asyncio.sleep(0.2)
+        return "waited"
+
+    def close(self) -> None:
+        self.closing.append(time.monotonic())
+        time.sleep(0.4)
+
+
+def at_once(url: str, *bodies: dict[str, object], path: str = "/reset") -> list[httpx.Response]:
+    """The answers to requests of clients that know nothing of each other."""
+
+    async def play() -> list[httpx.Response]:
+        async def one(body: dict[str, object]) -> httpx.Response:
+            async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+                return await client.post(path, json=body)
+
+        return await asyncio.gather(*map(one, bodies))
+
+    return asyncio.run(play())
+
+
+def test_environments_that_fall_idle_give_way_to_who_waits_already() -> None:
+    """None is idle when the others arrive."""
+    with running(as_app(Slow, Settings(max_sessions=2, queue_seconds=5))) as server:
+        answers = at_once(server.url, *[{}] * 6)
+        assert [answer.status_code for answer in answers] == [200] * 6
+
+
+def test_one_gives_way_only_to_who_is_let_in() -> None:
+    with running(as_app(Slow, Settings(max_sessions=1, queue=0))) as server:
+        assert [httpx.post(f"{server.url}/reset").status_code for _ in range(2)] == [200, 200]
+        codes = sorted(answer.status_code for answer in at_once(server.url, *[{}] * 3))
+        assert codes == [200, 503, 503]
+        assert len(server.sessions.live) == 1
+
+
+def test_idle_environments_that_close_slowly_close_together() -> None:
+    with running(as_app(Slow, Settings(idle_timeout=0.5))) as server:
+        at_once(server.url, *({"episode_id": str(number)} for number in range(4)))
+        Slow.closing.clear()  # One was made to tell what the class is.
+        end = time.monotonic() + 10
+        while server.sessions.live or len(Slow.closing) < 4:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    assert max(Slow.closing) - min(Slow.closing) < 0.6  # One after another they begin 1.2 s apart.
+
+
+def test_one_episodes_requests_are_slowed_down_and_only_so_many_wait() -> None:
+    with running(as_app(Slow, Settings(rate=20.0, max_ahead=2))) as server:
+        httpx.post(f"{server.url}/reset", json={"episode_id": "e"})
+        started = time.monotonic()
+        for _ in range(30):
+            httpx.get(f"{server.url}/state", params={"episode_id": "e"})
+        assert time.monotonic() - started > 0.4
+        act = {"episode_id": "e", "action": {"type": "call_tool", "tool_name": "wait", "arguments": {}}}
+        answers = at_once(server.url, *[act] * 6, path="/step")
+        assert sorted(answer.status_code for answer in answers) == [200] * 3 + [429] * 3
+        assert "more than 2 requests" in max(answers, key=lambda one: one.status_code).json()["detail"]
 
 
 def test_more_than_there_is_room_for_is_told_when_to_come_back() -> None:

@@ -131,6 +131,10 @@ class HostedSession:
             return await self._session.state_key()
         raise ActionError(f"no such method: {method[:80]}; there are reward, teacher and state_key")
 
+    async def metadata(self) -> Mapping[str, Any]:
+        """What the class says: its instances say nothing of their own."""
+        return await self._served.metadata()
+
     async def close(self) -> None:
         """Close the environment."""
         await self._session.close()

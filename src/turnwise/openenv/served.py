@@ -10,6 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from turnwise.errors import EnvCrashedError, EnvHungError, EnvLostError
+
+DEAD = (EnvCrashedError, EnvHungError, EnvLostError)
+"""What a session raises that can be of no more use: whoever owns it ends it, and the next begins on a new one."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
@@ -85,6 +90,10 @@ class ServedSession(Protocol):
             ActionError: No such method here.
             EnvError, ScoringError: As for `turnwise.envs.session.Session`.
         """
+        ...
+
+    async def metadata(self) -> Mapping[str, Any]:
+        """As `Served.metadata`, of this environment itself where it has a say."""
         ...
 
     async def close(self) -> None:

@@ -37,7 +37,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         name="calls_of_a_session_overlap",
         why="two calls of one agent run in one environment at once",
-        file="openenv/server/mcp.py",
+        file="openenv/server/sessions.py",
         old="async with live.lock:",
         new="async with asyncio.Lock():",
         tests=(MCP + "test_others_sessions_play_on_while_a_tool_is_slow",),

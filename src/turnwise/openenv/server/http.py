@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from turnwise.errors import ActionError, EnvError, TurnwiseError, message_of
 from turnwise.openenv import wire
 from turnwise.openenv.served import ServedSession
-from turnwise.openenv.server.sessions import CapacityError, Live, Sessions
+from turnwise.openenv.server.sessions import AheadError, CapacityError, GoneError, Live, Sessions
 
 COOKIE = "turnwise_session"
 RETRY_SECONDS = 5
@@ -104,10 +104,6 @@ class Failure(BaseModel):
     kind: str | None = Field(None, description="The error's class, where it is the environment's.")
 
 
-class GoneError(TurnwiseError):
-    """There is no such session, or not any more."""
-
-
 class Held:
     """Sessions that HTTP clients come back to, by ``episode_id`` or cookie."""
 
@@ -122,9 +118,9 @@ class Held:
             CapacityError, EnvError: As for `Sessions.open`.
         """
         if key not in self._held:
-            opening = asyncio.ensure_future(self.sessions.open(evict=partial(self._drop, key)))
+            opening = asyncio.ensure_future(self.sessions.open(evict=partial(self._drop, key), draft=draft))
             self._held[key] = opening
-            opening.add_done_callback(partial(self._opened, key, draft))
+            opening.add_done_callback(partial(self._opened, key))
             return await asyncio.shield(opening)
         return await self.find(key)
 
@@ -144,23 +140,9 @@ class Held:
         """Whether there is a session of ``key``."""
         return key in self._held
 
-    @asynccontextmanager
-    async def turn(self, live: Live) -> AsyncIterator[ServedSession]:
-        """The environment, for one request at a time, in the order they came."""
-        async with live.lock:
-            if live.id not in self.sessions.live:
-                raise GoneError("the episode has just ended: it was idle for too long; reset first")
-            live.begin()
-            try:
-                yield live.session
-            finally:
-                live.end()
-
-    def _opened(self, key: str, draft: bool, opening: asyncio.Future[Live]) -> None:
+    def _opened(self, key: str, opening: asyncio.Future[Live]) -> None:
         if opening.cancelled() or opening.exception() is not None:
             self._held.pop(key, None)
-        elif draft:
-            self.sessions.draft(opening.result())
 
     async def _drop(self, key: str, _: str) -> None:
         opening = self._held.pop(key, None)
@@ -180,7 +162,7 @@ def control_router(sessions: Sessions) -> APIRouter:
             async with sessions.passing() as session:
                 yield session
         else:
-            async with held.turn(await held.find(key)) as session:
+            async with sessions.turn(await held.find(key)) as session:
                 yield session
 
     @router.post("/reset", response_model=StepResponse, responses=_FAILURES, summary="Start an episode")
@@ -191,7 +173,7 @@ def control_router(sessions: Sessions) -> APIRouter:
         known = _from_cookie(cookie)
         key = request.episode_id or (known if held.has(known) else None) or uuid.uuid4().hex
         live = await held.make(key, draft=request.episode_id is None)
-        async with held.turn(live) as session:
+        async with sessions.turn(live) as session:
             answer = await session.reset(data)
         response = _json(wire.body(answer))
         response.set_cookie(COOKIE, _as_cookie(key), httponly=True, samesite="strict")
@@ -248,6 +230,8 @@ async def failed(_: Request, error: Exception) -> Response:
         response = _json({"detail": str(error), "kind": "CapacityError"}, 503)
         response.headers["Retry-After"] = str(RETRY_SECONDS)
         return response
+    if isinstance(error, AheadError):
+        return _json({"detail": str(error), "kind": "AheadError"}, 429)
     kind = type(error).__name__ if isinstance(error, TurnwiseError) else EnvError.__name__
     return _json({"detail": message_of(error), "kind": kind}, 500)
 
@@ -277,6 +261,7 @@ def _json(value: Mapping[str, Any], status: int = 200) -> Response:
 _FAILURES: dict[int | str, dict[str, Any]] = {
     404: {"model": Failure, "description": "No such episode"},
     422: {"model": Failure, "description": "No such action, or no such argument of a reset"},
+    429: {"model": Failure, "description": "Too many requests of this episode wait"},
     500: {"model": Failure, "description": "The environment failed"},
     503: {"model": Failure, "description": "All sessions are taken"},
 }

@@ -12,7 +12,6 @@ asks an environment of ours to begin, whose first observation is in the handshak
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Mapping
 from functools import partial
@@ -84,7 +83,7 @@ class Mcp:
             return Response(status_code=405, headers={"allow": "POST, DELETE"})
         if request.method == "DELETE":
             known = name in self.own
-            await self._evict(name or "")
+            await self._end(name or "")
             return Response(status_code=204 if known else 404)
         body: Any = None
         headers = {"content-type": "application/json"}
@@ -92,8 +91,9 @@ class Mcp:
         try:
             body = load(await request.body())
             if _is_notification(body):
-                known = name is None or name in self.own
-                return Response(status_code=202 if known else 404)
+                if name in self.own:
+                    self.sessions.keep(self.own[name])
+                return Response(status_code=202 if name is None or name in self.own else 404)
             method, params, id = read(body)
             if name is not None and name not in self.own:
                 status = 404  # By which a client of MCP knows that it must begin anew.
@@ -137,27 +137,31 @@ class Mcp:
             return await self._closed(params)
         name = request.headers.get(SESSION_HEADER)
         if method == "initialize" and name is None:
-            headers[SESSION_HEADER] = name = (await self._opened()).id
-            self._handshaken.add(name)
+            live = await self._opened(draft=True)
+            self._handshaken.add(live.id)
+            try:
+                async with self.sessions.turn(live) as session:
+                    begun = await self._initialized(session, params)
+            except BaseException:
+                await self._end(live.id)  # Its client never learns its name.
+                raise
+            headers[SESSION_HEADER] = live.id
+            return begun
         name = name or params.get("session_id")
         if name is None:
             async with self.sessions.passing() as session:
                 return await self._answer(session, method, params, mcp=revision is not None)
         live = self._known(name)
-        async with live.lock:
-            live.begin()
-            try:
-                if (rate := self.sessions.settings.rate) is not None and (early := live.early(rate)) > 0:
-                    await asyncio.sleep(early)
-                self._known(name)  # It may have ended while this request waited for another.
-                return await self._answer(live.session, method, params, mcp=name in self._handshaken)
-            finally:
-                live.end()
+        self.sessions.keep(live)
+        mcp = name in self._handshaken
+        async with self.sessions.turn(live) as session:
+            return await self._answer(session, method, params, mcp=mcp)
 
-    async def _opened(self) -> Live:
+    async def _opened(self, *, draft: bool = False) -> Live:
         name = uuid.uuid4().hex
         try:
-            self.own[name] = live = await self.sessions.open(evict=partial(self._evict, name), id=name)
+            live = await self.sessions.open(evict=partial(self._evict, name), id=name, draft=draft)
+            self.own[name] = live
         except EnvError as error:
             raise RpcError(SERVER_ERROR, str(error), {"factory_name": self.sessions.served.name}) from error
         return live
@@ -167,7 +171,7 @@ class Mcp:
         if not name:
             raise RpcError(INVALID_PARAMS, "Invalid params - 'session_id' is required")
         self._known(name)
-        await self._evict(name)
+        await self._end(name)
         return {"session_id": name, "closed": True}
 
     def _known(self, name: Any) -> Live:
@@ -176,7 +180,15 @@ class Mcp:
             raise RpcError(INVALID_PARAMS, f"Unknown session_id: {str(name)[:80]}")
         return live
 
-    async def _evict(self, name: str, _: str = "") -> None:
+    async def _end(self, name: str) -> None:
+        """Close a session once its requests are answered; from now on it takes no more."""
+        self._handshaken.discard(name)
+        live = self.own.pop(name, None)
+        if live is not None:
+            async with live.lock:
+                await self.sessions.close(live)
+
+    async def _evict(self, name: str, _: str) -> None:
         self._handshaken.discard(name)
         live = self.own.pop(name, None)
         if live is not None:
@@ -204,7 +216,7 @@ class Mcp:
             told = await session.ask("begin", {})
         except ActionError:  # Of a class written for OpenEnv: it begins as it is.
             told = None
-        about = await self.sessions.served.metadata()
+        about = {} if told else await session.metadata()
         return {
             "protocolVersion": asked if asked in VERSIONS else VERSIONS[-1],
             "capabilities": {"tools": {"listChanged": False}},

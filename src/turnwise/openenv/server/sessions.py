@@ -37,16 +37,26 @@ class CapacityError(TurnwiseError):
         self.active, self.limit = active, limit
 
 
+class GoneError(TurnwiseError):
+    """There is no such session, or not any more."""
+
+
+class AheadError(TurnwiseError):
+    """Too many requests of one session wait for the one before them."""
+
+
 class Live:
     """One session: an environment and who owns it."""
 
-    __slots__ = ("busy_since", "draft", "due", "evict", "id", "lock", "session", "used", "watch")
+    __slots__ = ("ahead", "busy_since", "draft", "due", "evict", "id", "lock", "session", "used", "watch")
 
     def __init__(self, id: str, evict: Callable[[str], Awaitable[None]], watch: Callable[[], None] | None):
         self.id = id
         self.session: ServedSession = None  # type: ignore[assignment]  # Set before anybody sees it.
         self.lock = asyncio.Lock()
         """Held by owners whose requests may overlap; a socket's never do."""
+        self.ahead = 0
+        """Requests that hold `lock` or wait for it."""
         self.evict = evict
         """Tells the owner why the session ends, and ends it."""
         self.watch = watch
@@ -84,7 +94,9 @@ class Sessions:
         self.drafts: OrderedDict[str, Live] = OrderedDict()
         self._taken = 0
         """Sessions that are open, opening or closing."""
-        self._opening: set[Live] = set()
+        self._opening: dict[Live, asyncio.Task[ServedSession]] = {}
+        self._leaving: dict[Live, asyncio.Task[None]] = {}
+        """Those that are told to go: no request begins there any more, and their places are promised."""
         self._queue: deque[asyncio.Future[None]] = deque()
         self._keeper: asyncio.Task[None] | None = None
 
@@ -99,6 +111,7 @@ class Sessions:
         evict: Callable[[str], Awaitable[None]],
         watch: Callable[[], None] | None = None,
         id: str | None = None,
+        draft: bool = False,
     ) -> Live:
         """A new session, as soon as one is free.
 
@@ -106,6 +119,8 @@ class Sessions:
             evict: How to tell and close its owner.
             watch: How to have its owner listen for its client.
             id: What it is called; a new name if not given.
+            draft: Its client may never come back to it: after its first `turn`, it gives way to whoever needs
+                a session.
 
         Raises:
             CapacityError: None became free.
@@ -113,24 +128,49 @@ class Sessions:
         """
         await self._slot(watch)
         live = Live(id or uuid.uuid4().hex, evict, watch)
-        self._opening.add(live)
+        self._opening[live] = opening = asyncio.create_task(self._made())
         self._keep()
         try:
-            with boundary(EnvError, f"environment {self.served.name}"):
-                live.session = await self.served.open()
+            live.session = await opening
         except BaseException:
             self._free()
             raise
         finally:
-            self._opening.discard(live)
+            del self._opening[live]
         self.live[live.id] = live
-        live.end()
+        if draft:
+            live.draft = True
+            self.drafts[live.id] = live
+        else:
+            live.end()
         return live
 
-    def draft(self, live: Live) -> None:
-        """A session that its client may never come back to: it gives way to whoever needs one."""
-        live.draft = True
-        self.drafts[live.id] = live
+    @asynccontextmanager
+    async def turn(self, live: Live) -> AsyncIterator[ServedSession]:
+        """The environment, for one request at a time, in the order they came and at most at ``rate``.
+
+        Raises:
+            AheadError: ``max_ahead`` requests wait already.
+            GoneError: The session ended before it was this request's turn.
+        """
+        if live.ahead > self.settings.max_ahead:
+            waiting = f"more than {self.settings.max_ahead} requests wait for the one before them"
+            raise AheadError(f"{waiting}: send fewer at once")
+        live.ahead += 1
+        try:
+            async with live.lock:
+                if live.id not in self.live or live in self._leaving:
+                    raise GoneError("the session has just ended, idle or needed by another: begin again")
+                live.begin()
+                try:
+                    if (rate := self.settings.rate) is not None and (early := live.early(rate)) > 0:
+                        await asyncio.sleep(early)
+                    yield live.session
+                finally:
+                    live.end()
+                    self._make_room()
+        finally:
+            live.ahead -= 1
 
     def keep(self, live: Live) -> None:
         """Its client came back."""
@@ -146,6 +186,7 @@ class Sessions:
         try:
             await live.session.close()
         finally:
+            self._leaving.pop(live, None)
             self._free()
 
     @asynccontextmanager
@@ -168,9 +209,13 @@ class Sessions:
             self._keeper.cancel()
         for waiting in self._queue:
             waiting.cancel()
+        for opening in self._opening.values():
+            opening.cancel()
+        await asyncio.gather(*self._opening.values(), return_exceptions=True)
         for live in list(self.live.values()):
-            await self._evict(live, "the server stops")
-            await self.close(live)
+            self._retire(live, "the server stops")
+        await asyncio.gather(*self._leaving.values())
+        await asyncio.gather(*(self.close(live) for live in list(self.live.values())))
 
     # ------------------------------------------------------------------------------------------------
 
@@ -178,11 +223,8 @@ class Sessions:
         if self._taken < self.limit and not self._queue:
             self._taken += 1
             return
-        idle_draft = next((live for live in self.drafts.values() if live.busy_since is None), None)
-        if idle_draft is not None:
-            self.keep(idle_draft)  # It is nobody else's to take.
-            self._evicting = asyncio.ensure_future(self._evict(idle_draft, "it was needed"))
-        if len(self._queue) >= self.settings.queue:
+        self._make_room(1)
+        if len(self._queue) >= self.settings.queue + len(self._leaving):
             why = f"{len(self._queue)} clients wait already" if self._queue else "no client may wait"
             raise CapacityError(self._taken, self.limit, why)
         if watch is not None:
@@ -201,6 +243,14 @@ class Sessions:
             raise
         finally:
             timer.cancel()
+
+    def _make_room(self, more: int = 0) -> None:
+        """Have idle drafts go until whoever waits, and ``more``, have a place promised."""
+        for live in list(self.drafts.values()):
+            if len(self._leaving) >= len(self._queue) + more:
+                return
+            if live.busy_since is None:
+                self._retire(live, "it was needed")
 
     def _free(self) -> None:
         while self._queue:
@@ -231,9 +281,14 @@ class Sessions:
                     if now - live.busy_since > PATIENCE_SECONDS and live.watch is not None:
                         live.watch()
                 elif live.draft and now - live.used > DRAFT_SECONDS:
-                    await self._evict(live, "its client did not come back")
+                    self._retire(live, "its client did not come back")
                 elif idle is not None and now - live.used > idle:
-                    await self._evict(live, f"the session was idle for {idle:g} s")
+                    self._retire(live, f"the session was idle for {idle:g} s")
+
+    def _retire(self, live: Live, why: str) -> None:
+        if live not in self._leaving:
+            self.drafts.pop(live.id, None)
+            self._leaving[live] = asyncio.create_task(self._evict(live, why))
 
     async def _evict(self, live: Live, why: str) -> None:
         try:
@@ -241,3 +296,7 @@ class Sessions:
                 await live.evict(why)
         except TurnwiseError as error:
             log.warning("%s", error)
+
+    async def _made(self) -> ServedSession:
+        with boundary(EnvError, f"environment {self.served.name}"):
+            return await self.served.open()

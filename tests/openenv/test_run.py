@@ -21,6 +21,7 @@ from tests.openenv.containers import Docker, gone, until
 from turnwise.errors import EnvSpecError
 from turnwise.openenv import GenericEnvClient
 from turnwise.openenv.run import LocalDockerProvider, ProcessProvider, StartError, StartTimeoutError
+from turnwise.openenv.run.ready import wait_until_ready
 
 APP = """
 import os
@@ -143,7 +144,7 @@ def test_without_docker_there_is_advice(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StartError, match=r"no `docker` on PATH: install Docker, or .*use_docker=False"):
         LocalDockerProvider().start_container("web-shop")
-    with pytest.raises(StartError, match="^there is no `docker` on PATH"):  # and no container to be removed
+    with pytest.raises(StartError, match=r"^there is no `docker` on PATH"):  # and no container to be removed
         asyncio.run(GenericEnvClient.from_docker_image("web-shop"))
 
 
@@ -198,6 +199,20 @@ def test_a_server_that_dies_says_what_it_wrote(package: Path) -> None:
         server.wait_for_ready(timeout_s=60)
     assert time.monotonic() - began < 30  # nobody waits for the dead
     assert server._process is None and server._guard is None
+
+
+def test_a_server_of_somebody_else_is_not_taken_for_the_one_that_was_started(package: Path) -> None:
+    with ProcessProvider.of_folder(package) as stranger:
+        port = int(stranger.base_url.rpartition(":")[2])
+        with pytest.raises(StartError, match=f"port {port} of this machine is taken"):
+            ProcessProvider.of_folder(package).start(port=port)
+        with pytest.raises(StartError, match="ended with exit code 1"):  # it lost the port meanwhile
+            wait_until_ready(
+                stranger.base_url, seconds=5.0, ended=lambda: "ended with exit code 1", log=lambda: ""
+            )
+    server = ProcessProvider.of_folder(package)
+    assert server.start(port=port) == f"http://127.0.0.1:{port}"  # free again
+    server.stop()
 
 
 def test_children_of_the_server_end_with_it(tmp_path: Path) -> None:

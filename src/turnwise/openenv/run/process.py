@@ -17,7 +17,7 @@ import yaml
 
 from turnwise.errors import EnvSpecError
 from turnwise.openenv.run.guard import Guard
-from turnwise.openenv.run.ready import StartError, free_port, wait_until_ready
+from turnwise.openenv.run.ready import StartError, free_port, taken, wait_until_ready
 
 STOP_SECONDS = 10.0
 """How long a server may take to end by itself before it is killed."""
@@ -112,7 +112,7 @@ class ProcessProvider:
             workers: 1, as a session lives in one process.
 
         Raises:
-            StartError: It runs already, or there is no such command.
+            StartError: It runs already, there is no such command, or the port is taken.
         """
         self._begin()
         return self._launch(port, env_vars, workers)
@@ -128,6 +128,8 @@ class ProcessProvider:
                 f"workers={workers}: a server's sessions live in one process; start several servers and give "
                 "turnwise.connect() all their URLs"
             )
+        if port and taken(port):  # whoever it is would answer in the server's place
+            raise StartError(f"port {port} of this machine is taken; leave port= away for a free one")
         port = port or free_port()
         command = [part.replace("{port}", str(port)) for part in self.command]
         environment = os.environ if self._environment is None else self._environment

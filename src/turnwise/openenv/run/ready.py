@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from collections.abc import Callable
@@ -26,6 +27,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def taken(port: int) -> bool:
+    """Whether something listens on a TCP port of 127.0.0.1."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what was closed lately is no listener
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
 
 
 def wait_until_ready(
@@ -53,7 +65,7 @@ def wait_until_ready(
             except httpx.HTTPError as error:
                 last = said(error)
             else:
-                if response.status_code == 200:
+                if response.status_code == 200 and ended() is None:  # not another server, on its port
                     return
                 last = f"it answers {response.status_code}"
             if (how := ended()) is not None:

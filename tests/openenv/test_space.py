@@ -173,6 +173,23 @@ json.dump(found, open({str(seen)!r}, "w"))
     assert (token, home) == (False, True)
 
 
+@pytest.mark.skipif(space.find_uv() is None, reason="uv is not installed")
+def test_what_a_package_overrides_is_not_installed(
+    tiny: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a new package does with what Turnwise needs for training alone."""
+    overrides = "[tool.uv]\noverride-dependencies = [\"dependency; python_version < '0'\"]\n"
+    tiny.files["pyproject.toml"] = (PYPROJECT + overrides).encode()
+    tiny.files["server/app.py"] = (
+        APP.replace("import tiny", "import tiny, importlib.util")
+        .replace('os.environ.get("GIVEN", "")', 'str(importlib.util.find_spec("dependency"))')
+        .encode()
+    )
+    monkeypatch.chdir(tmp_path)
+    with SpaceProvider("acme/tiny", cache=Path("relative")) as server:
+        assert httpx.get(f"{server.base_url}/given").text == "None"
+
+
 def test_what_cannot_be_installed_or_found_is_told(tiny: Space, hub: Hub) -> None:
     tiny.files["pyproject.toml"] = PYPROJECT.replace('["dependency"]', '["no-such-package-of-ours"]').encode()
     tiny.files["backend.py"] = BACKEND.replace("Dist: dependency", "Dist: no-such-package-of-ours").encode()

@@ -106,7 +106,7 @@ class SpaceProvider(ProcessProvider):
         self.app = app
         self.cache = (
             cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "turnwise/spaces"
-        )
+        ).absolute()
 
     def start(
         self, port: int | None = None, env_vars: Mapping[str, str] | None = None, workers: int = 1
@@ -203,7 +203,8 @@ def installed(source: Path, home: Path, stopping: threading.Event, *, editable: 
 
     if (uv := find_uv()) is not None:
         run([uv, "venv", "--clear", "--python", sys.executable, str(venv)])
-        run([uv, "pip", "install", "--python", str(python), *wanted, "uvicorn"])
+        # From the package's folder: uv reads there which requirements it overrides ([tool.uv]).
+        run([uv, "pip", "install", "--directory", str(source), "--python", str(python), *wanted, "uvicorn"])
     else:
         run([sys.executable, "-m", "venv", "--clear", str(venv)])
         run([str(python), "-m", "pip", "install", "--disable-pip-version-check", *wanted, "uvicorn"])

@@ -35,10 +35,11 @@ class Serving:
 
 
 @contextmanager
-def running(app: Any, *, config: uvicorn.Config | None = None) -> Iterator[Serving]:
+def running(app: Any, *, config: uvicorn.Config | None = None, port: int = 0) -> Iterator[Serving]:
     """Any ASGI application under uvicorn: ours as it is set up in production, others' by its defaults."""
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
         port = listener.getsockname()[1]
         if config is None and hasattr(getattr(app, "state", None), "sessions"):
             config = uvicorn_config(app, host="127.0.0.1", port=port, log_level="warning")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,10 @@ from tests.openenv.serving import Serving, running
 from turnwise.envs.registry import make
 from turnwise.envs.session import Session
 from turnwise.errors import EnvError, EnvHungError, EnvSpecError
-from turnwise.openenv.client.remote import RemoteSpec
+from turnwise.openenv.client import balance, remote
+from turnwise.openenv.client.options import Options
+from turnwise.openenv.client.remote import RemoteSpec, discover
+from turnwise.openenv.client.session import RemoteSession
 from turnwise.types import Message, Step, ToolCall
 
 
@@ -210,7 +214,11 @@ def test_a_second_episode_begins_anew(chatter: Serving) -> None:
         ({"patience": 0}, "args.patience: Input should be greater than 0; found 0"),
         ({"reply": "words"}, "args.reply: the action has no field 'words'; it has number, mood"),
         ({"reply": "mood"}, "args.reply: a reply is 'mood' alone, and actions need number too"),
-        ({"token": "$TURNWISE_NO_SUCH"}, "the environment variable \\$TURNWISE_NO_SUCH is not set"),
+        (
+            {"token": "$TURNWISE_NO_SUCH"},
+            "args.token: the environment variable \\$TURNWISE_NO_SUCH is not set",
+        ),
+        ({"headers": {"X": "a $TURNWISE_NO_SUCH"}}, "args.headers.X: the environment variable .* is not set"),
     ],
 )
 def test_wrong_args(guess: Serving, args: dict[str, Any], problem: str) -> None:
@@ -234,6 +242,16 @@ def test_fingerprints_follow_what_is_shown_and_not_the_address(guess: Serving, c
     }
     assert len(prints) == 4
     assert spec_of(guess, headers={"X": "1"}, patience=5.0).fingerprint in prints
+
+
+def test_secrets_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURNWISE_A_KEY", "s3cret")
+    options = Options(
+        token="$TURNWISE_A_KEY", headers={"X-Key": "$TURNWISE_A_KEY", "Y": "k=$TURNWISE_A_KEY; $1"}
+    )
+    assert options.request_headers == {
+        "X-Key": "s3cret", "Y": "k=s3cret; $1", "Authorization": "Bearer s3cret",
+    }  # fmt: skip
 
 
 def test_no_server() -> None:
@@ -299,11 +317,11 @@ def test_sessions_are_closed_on_the_server() -> None:
             sessions: list[Session] = await asyncio.gather(*(spec.open(spec.limits) for _ in range(20)))
             await asyncio.gather(*(session.close() for session in sessions))
             await sessions[0].close()
+            assert spec.remote.servers.busy == {server.url: 0}
 
         asyncio.run(main())
         made = foreign.Guess.made[before:]
         assert len(made) == 20 and all(one.closed for one in made)
-        assert spec.remote.servers.busy == {server.url: 0}
 
 
 def test_sessions_are_spread_over_servers(guess: Serving) -> None:
@@ -349,3 +367,86 @@ def test_a_place_is_waited_for() -> None:
             await asyncio.gather(*(episode(spec, seed) for seed in range(12)))
 
         asyncio.run(main())
+
+
+def test_two_environments_on_one_server_hand_places_to_each_other() -> None:
+    with running(foreign.guess_app(most=1)) as server:
+
+        async def main() -> None:
+            first, second = [await discover(server.url, name, {}) for name in ("first", "second")]
+            rests = await first.open(first.limits)
+            await rests.reset({}, 1)
+            await rests.reward()
+            async with asyncio.timeout(5):
+                plays = await second.open(second.limits)
+                await plays.reset({}, 2)
+                await plays.reward()
+                assert (await rests.reset({}, 3))[0].text.startswith("Guess")
+            await asyncio.gather(plays.close(), rests.close())
+
+        asyncio.run(main())
+
+
+def test_who_waits_for_a_full_server_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(balance, "TOLD_AFTER", 0.3)
+    monkeypatch.setattr(remote, "LISTING_SECONDS", 1.0)
+    with running(foreign.guess_app(most=1)) as server:
+
+        async def main() -> None:
+            spec = await discover(server.url, "one", {})
+            held = await spec.open(spec.limits)
+            for _ in range(2):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.8):
+                        await spec.open(spec.limits)
+            with pytest.raises(
+                EnvSpecError, match=r"no place came free to ask for the tools.*max_concurrent"
+            ):
+                await discover(server.url, "two", {"patience": 0.5})
+            await held.close()
+
+        asyncio.run(main())
+    [told] = [one.getMessage() for one in caplog.records if one.name == balance.log.name]
+    assert "environment one: no session after 0.3 s" in told and f"{server.url}: " in told
+    assert "max_concurrent_envs" in told and "no word yet" not in told
+
+
+def test_connections_that_go_while_idle_are_no_failure_of_the_server() -> None:
+    with running(foreign.guess_app()) as server:
+
+        async def main() -> None:
+            spec = await discover(server.url, None, {})
+            sessions = [await spec.open(spec.limits) for _ in range(16)]
+            for session in sessions:
+                assert isinstance(session, RemoteSession) and session._socket is not None
+                session._socket.abort()
+            while any(session.alive for session in sessions):
+                await asyncio.sleep(0.01)
+            await asyncio.gather(*(session.close() for session in sessions))
+            [state] = spec.remote.servers._servers
+            assert state.failures == 0 and state.aside_until == 0.0
+            for _ in range(16):
+                state.failed()
+            assert state.failures == 1, "tries that fail together count once"
+
+        asyncio.run(main())
+
+
+def test_a_server_that_comes_late_is_compared_with_the_others(guess: Serving) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        late = free.getsockname()[1]
+
+    async def main() -> None:
+        spec = await discover([guess.url, f"http://127.0.0.1:{late}"], None, {"patience": 1.0})
+        held = [await spec.open(spec.limits) for _ in range(2)]
+        with running(foreign.chatter_app(), port=late):
+            await asyncio.sleep(0.5)  # Past the first pause.
+            more = [await spec.open(spec.limits) for _ in range(2)]
+            busy = spec.remote.servers.busy
+            assert list(busy.values()) == [4, 0], "it serves something else"
+            await asyncio.gather(*(one.close() for one in [*held, *more]))
+
+    asyncio.run(main())

@@ -81,8 +81,8 @@ class HeldSessions:
     """Environments of siblings that have ended, kept as they are until the siblings are scored.
 
     What is held plays no other episode, so there are more live environments than episodes in flight: those of
-    the siblings that wait for their group's slowest. One whose instance is out of reach, in another process or
-    on a server, is given back at once: there is nothing to look at, and siblings may wait for its place.
+    the siblings that wait for their group's slowest. One whose instance is out of reach, on a server or in
+    another process, is given back at once: there is nothing to look at, and siblings may wait for its place.
 
     Args:
         pool: Where they go afterwards.

@@ -2,7 +2,7 @@
 
 A server that does not answer is tried again with growing pauses, and given up after ``patience`` seconds with
 nobody else there. A full one is waited for: the next place that one of our own sessions leaves is taken at
-once, and a session that rests between two episodes gives its place away.
+once, and a session that rests between two episodes gives its place away, to another environment's too.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 
-from turnwise.errors import EnvError, EnvHungError, EnvLostError
+from turnwise.errors import EnvError, EnvHungError, EnvLostError, EnvSpecError
+from turnwise.openenv.client.discovery import look
 from turnwise.openenv.client.socket import EnvSocket, RefusedError, Reply, message_of
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ CONNECT_SECONDS = 10.0
 """One try to connect."""
 SLOW_SECONDS = 0.25
 """After which a connection is taken to wait for its place."""
+TOLD_AFTER, TOLD_AGAIN = 5.0, 60.0
+"""Seconds of waiting after which the log says so, and for how long it says no more."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0
 """Seconds between tries; each pause is twice the one before."""
 
@@ -49,12 +52,22 @@ class _Server:
         self.failures = self.refusals = 0
         """In a row: no answer; no place."""
         self.aside_until = 0.0
+        self.said = ""
+        """Why there was no session."""
+        self.alike = False
+        """It is known to serve what the others do; not any more once it was lost."""
+        self.looking = asyncio.Lock()
 
     def failed(self) -> None:
+        self.alike = False
+        if self.aside_until > monotonic():
+            return  # One of several tries that failed together.
         self.aside_until = monotonic() + _pause(self.failures)
         self.failures += 1
 
     def full(self) -> None:
+        if self.aside_until > monotonic():
+            return
         self.aside_until = monotonic() + _pause(self.refusals)
         self.failures, self.refusals = 0, self.refusals + 1
 
@@ -64,19 +77,20 @@ class _Server:
 
 
 class Servers:
-    """Opens sessions on several servers of the same environment.
+    """Opens sessions on several servers of the same environment, all on one event loop; see `servers`.
 
     Args:
         urls: As `turnwise.openenv.client.socket.base_url` writes them.
         headers: Of every request.
-        patience: Seconds to go on while no server answers.
-        what: For errors.
+        identity: `About.identity` of what they serve, which a server that comes late or anew is asked for.
     """
 
-    def __init__(self, urls: Sequence[str], headers: Mapping[str, str], patience: float, what: str) -> None:
+    def __init__(self, urls: Sequence[str], headers: Mapping[str, str], identity: str) -> None:
+        self._identity = identity
         self._servers = [_Server(url) for url in urls]
         self._by_url = {server.url: server for server in self._servers}
-        self._headers, self._patience, self._what = dict(headers), patience, what
+        self._headers = dict(headers)
+        self._told_at = float("-inf")
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._resting: dict[Resting, None] = {}
         self._closing: set[asyncio.Future[Any]] = set()
@@ -86,17 +100,38 @@ class Servers:
         """Our connections to each server."""
         return {server.url: server.busy for server in self._servers}
 
-    async def open(self, seconds: float) -> EnvSocket:
+    async def open(self, seconds: float, *, patience: float, what: str) -> EnvSocket:
         """A connection that has a session behind it, to the least busy server that is well.
 
         Args:
             seconds: How long a server may take to make an environment.
+            patience: Seconds to go on while no server answers.
+            what: Whose it is, for errors and the log.
 
         Raises:
             RefusedError: No server takes this client.
             EnvLostError: None answered for ``patience`` seconds, or each failed to make an environment.
             EnvHungError: A server did not get an environment made in time.
         """
+        timer = asyncio.get_running_loop().call_later(TOLD_AFTER, self._tell, what)
+        try:
+            return await self._opened(seconds, patience, what)
+        finally:
+            timer.cancel()
+
+    def _tell(self, what: str) -> None:
+        if monotonic() - self._told_at < TOLD_AGAIN:
+            return
+        self._told_at = monotonic()
+        log.warning(
+            "%s: no session after %g s, it goes on waiting (%s); where all places are taken, close other "
+            "sessions, or let the server have more (max_concurrent_envs)",
+            what,
+            TOLD_AFTER,
+            "; ".join(f"{one.url}: {one.said or 'no word yet'}" for one in self._servers),
+        )
+
+    async def _opened(self, seconds: float, patience: float, what: str) -> EnvSocket:
         began = monotonic()
         full = False
         broken: dict[str, EnvError] = {}
@@ -113,7 +148,8 @@ class Servers:
                 continue
             try:
                 return await self._raced(server, seconds)
-            except _FullError:
+            except _FullError as error:
+                server.said = str(error)
                 server.full()
                 began, full = monotonic(), True  # It answers.
             except (RefusedError, _BrokenError) as error:
@@ -123,17 +159,18 @@ class Servers:
                 server.failed()
                 raise
             except EnvLostError as error:
+                server.said = str(error)
                 server.failed()
-                if monotonic() - began > self._patience:
+                if monotonic() - began > patience:
                     raise EnvLostError(
-                        f"{self._what}: no server answered for {self._patience:g} s; the last: {error}"
+                        f"{what}: no server answered for {patience:g} s; the last: {error}"
                     ) from error
 
     def release(self, socket: EnvSocket) -> asyncio.Task[None]:
         """Give a connection back: it is closed in the background, and its place is then somebody else's."""
         server = self._by_url[socket.url]
         if not socket.is_open:
-            server.failed()
+            server.alike = False
         task = asyncio.get_running_loop().create_task(self._closed(server, socket))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
@@ -171,12 +208,33 @@ class Servers:
                     raise
                 reply = socket.notice
             _check(reply, server.url)
+            await self._compared(server)
         except BaseException:
             if socket is not None:
                 await socket.close()
             raise
         server.well()
         return socket
+
+    async def _compared(self, server: _Server) -> None:
+        async with server.looking:
+            if server.alike:
+                return
+            try:
+                about = await look(server.url, self._headers)
+            except EnvSpecError as error:
+                raise _BrokenError(str(error)) from error
+            if about.identity != self._identity:
+                raise _BrokenError(
+                    f"{server.url} serves '{about.name}' now, another environment or another version of it "
+                    "than the others did; the servers of one environment must be alike"
+                )
+            server.alike = True
+
+    def trust(self, urls: Iterable[str]) -> None:
+        """These were just seen to be alike."""
+        for url in urls:
+            self._by_url[url].alike = True
 
     async def _raced(self, server: _Server, seconds: float) -> EnvSocket:
         """A new connection, or one that comes to rest while the server has its queue wait."""
@@ -245,6 +303,30 @@ class Servers:
                 return
 
 
+_shared: dict[tuple[asyncio.AbstractEventLoop, Hashable], Servers] = {}
+
+
+def servers(
+    urls: Sequence[str], headers: Mapping[str, str], identity: str, seen: Iterable[str] = ()
+) -> Servers:
+    """The `Servers` of the running loop: environments at the same addresses hand places on to each other.
+
+    Args:
+        urls: As for `Servers`.
+        headers: Likewise.
+        identity: Likewise.
+        seen: Those that are known to be alike, where nothing is known yet.
+    """
+    key = (asyncio.get_running_loop(), (tuple(urls), tuple(sorted(headers.items())), identity))
+    found = _shared.get(key)
+    if found is None:
+        for other in [one for one in list(_shared) if one[0].is_closed()]:
+            _shared.pop(other, None)
+        found = _shared[key] = Servers(urls, headers, identity)
+        found.trust(seen)
+    return found
+
+
 class _BrokenError(EnvLostError):
     """The server answers, and cannot make an environment."""
 
@@ -256,7 +338,7 @@ def _check(reply: Reply, url: str) -> None:
     data = reply.get("data")
     code = data.get("code") if isinstance(data, Mapping) else None
     if code == "CAPACITY_REACHED":
-        raise _FullError
+        raise _FullError(message_of(reply))
     if code in ("FACTORY_ERROR", "SESSION_ERROR"):
         raise _BrokenError(f"{url}: no environment was made: {message_of(reply)}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,9 +32,10 @@ class Options(Section):
     token: str | None = None
     """Bearer token; ``$NAME`` is read from the environment variable, so that no recipe holds a secret."""
     headers: dict[str, str] = Field({})
-    """More headers of every request."""
+    """More headers of every request; ``$NAME`` in a value is read from the environment variable too."""
     patience: float = Field(60.0, gt=0)
-    """Seconds to go on trying while no server answers. A place on a full one is waited for without bound."""
+    """Seconds to go on trying while no server answers. A place on a full one is waited for without
+    bound, save to find out what it offers."""
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -45,14 +47,12 @@ class Options(Section):
         """The headers, the token's among them.
 
         Raises:
-            EnvSpecError: The variable that ``token`` names is not set.
+            EnvSpecError: A variable that ``token`` or one of ``headers`` names is not set.
         """
-        token = self.token
-        if token is not None and token.startswith("$"):
-            token = os.environ.get(token[1:])
-            if not token:
-                raise EnvSpecError(f"args.token: the environment variable {self.token} is not set")
-        return {**self.headers, **({"Authorization": f"Bearer {token}"} if token else {})}
+        headers = {name: _filled(value, f"headers.{name}") for name, value in self.headers.items()}
+        if self.token:
+            headers["Authorization"] = f"Bearer {_filled(self.token, 'token')}"
+        return headers
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -70,6 +70,18 @@ def options_of(args: Mapping[str, Any], name: str) -> Options:
         return Options.model_validate(dict(args), strict=True)
     except ValidationError as error:
         raise EnvSpecError(f"environment {name}: {'; '.join(map(_told, error.errors()))}") from None
+
+
+def _filled(text: str, key: str) -> str:
+    """``text`` with the values of the environment variables that it names."""
+
+    def value(found: re.Match[str]) -> str:
+        known = os.environ.get(found[1])
+        if not known:
+            raise EnvSpecError(f"args.{key}: the environment variable {found[0]} is not set")
+        return known
+
+    return re.sub(r"\$([A-Za-z_]\w*)", value, text)
 
 
 def _told(detail: Any) -> str:

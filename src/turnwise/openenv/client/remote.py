@@ -25,7 +25,7 @@ from turnwise.envs.session import Limits, Session
 from turnwise.errors import EnvError, EnvLostError, EnvSpecError, TaskError
 from turnwise.openenv import wire
 from turnwise.openenv.client import background
-from turnwise.openenv.client.balance import Servers
+from turnwise.openenv.client.balance import servers
 from turnwise.openenv.client.discovery import About, http, look, mcp_tools, typed_action
 from turnwise.openenv.client.options import Options, options_of
 from turnwise.openenv.client.peer import PeerSession
@@ -38,13 +38,15 @@ log = logging.getLogger(__name__)
 OWN = ("reset", "show", "cumulative", "reply", "system", "forfeit")
 """Options that a Turnwise server leaves nothing to."""
 RETRY_SECONDS = 0.5
+LISTING_SECONDS = 60.0
+"""For a place on a server, and then for its tools."""
 
 
 class RemoteSpec:
     """A `turnwise.envs.session.EnvSpec`; made by `make_spec`."""
 
-    def __init__(self, remote: Remote, urls: Sequence[str]) -> None:
-        self.remote, self.urls = remote, tuple(urls)
+    def __init__(self, remote: Remote) -> None:
+        self.remote, self.urls = remote, remote.urls
 
     @property
     def name(self) -> str:
@@ -154,9 +156,9 @@ async def discover(
     options = options_of(args, what)
     headers = options.request_headers
     try:
-        about = await _alike(bases, headers, options.patience)
+        about, seen = await _alike(bases, headers, options.patience)
         if not about.peer:
-            about = await _with_tools(about, bases, headers, options)
+            about = await _with_tools(about, bases, seen, headers, options)
     except EnvError as error:
         raise EnvSpecError(f"environment {what}: {error}") from error
     if about.peer and (set_here := sorted(set(args) & set(OWN))):
@@ -164,13 +166,23 @@ async def discover(
             f"environment {what}: args.{set_here[0]} does nothing with a Turnwise server, which says itself "
             "what its environment shows and pays; remove it"
         )
-    servers = Servers(bases, headers, options.patience, f"environment {what}")
-    remote = Remote(name=name or about.name, about=about, options=options, servers=servers, prompts=prompts)
-    return RemoteSpec(remote, bases)
+    return RemoteSpec(
+        Remote(
+            name=name or about.name,
+            about=about,
+            options=options,
+            urls=tuple(bases),
+            seen=seen,
+            headers=headers,
+            prompts=prompts,
+        )
+    )
 
 
-async def _alike(urls: Sequence[str], headers: Mapping[str, str], patience: float) -> About:
-    """What all servers that answer say; those that do not may come later."""
+async def _alike(
+    urls: Sequence[str], headers: Mapping[str, str], patience: float
+) -> tuple[About, tuple[str, ...]]:
+    """What all servers that answer say, and which those are; the others may come later."""
     began = monotonic()
     while True:
         found = await asyncio.gather(*(look(url, headers) for url in urls), return_exceptions=True)
@@ -200,21 +212,28 @@ async def _alike(urls: Sequence[str], headers: Mapping[str, str], patience: floa
             )
     if lost:
         log.warning("%s does not answer yet; %s does", ", ".join(lost), ", ".join(abouts))
-    return about
+    return about, tuple(abouts)
 
 
 async def _with_tools(
-    about: About, urls: Sequence[str], headers: Mapping[str, str], options: Options
+    about: About, urls: Sequence[str], seen: Sequence[str], headers: Mapping[str, str], options: Options
 ) -> About:
     """MCP tools, asked for on a session of its own; else the one tool that stands for its actions."""
     if options.reply is not None:
         return replace(about, typed=_reply_action(about, options.reply, urls[0]))
-    servers = Servers(urls, headers, options.patience, urls[0])
-    socket = await servers.open(seconds=60.0)
+    alike = servers(urls, headers, about.identity, seen)
     try:
-        tools = await mcp_tools(socket, about, seconds=60.0)
+        async with asyncio.timeout(max(options.patience, LISTING_SECONDS)):
+            socket = await alike.open(LISTING_SECONDS, patience=options.patience, what=urls[0])
+    except TimeoutError:
+        raise EnvLostError(
+            f"{', '.join(urls)}: no place came free to ask for the tools; close other sessions, or let the "
+            "server have more (max_concurrent_envs)"
+        ) from None
+    try:
+        tools = await mcp_tools(socket, about, seconds=LISTING_SECONDS)
     finally:
-        await servers.release(socket)
+        await alike.release(socket)
     if tools is not None and about.speaks_mcp:
         return replace(about, tools=tools)
     typed = typed_action(about.action, urls[0])

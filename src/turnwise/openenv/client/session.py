@@ -28,7 +28,7 @@ from turnwise.envs.session import Limits
 from turnwise.envs.tools import told_malformed, told_unknown
 from turnwise.envs.validate import ArgumentsError, check_arguments
 from turnwise.errors import EnvError, EnvHungError, EnvLostError, ScoringError
-from turnwise.openenv.client.balance import Servers
+from turnwise.openenv.client.balance import Servers, servers
 from turnwise.openenv.client.discovery import About, mcp_tools, told
 from turnwise.openenv.client.observation import Reader, tool_result
 from turnwise.openenv.client.options import Options
@@ -52,9 +52,17 @@ class Remote:
     name: str
     about: About
     options: Options
-    servers: Servers
+    urls: tuple[str, ...]
+    seen: tuple[str, ...]
+    """Those that answered when this was made, and were alike."""
+    headers: Mapping[str, str]
     prompts: bool
     """Rows hold a ``prompt``, which stands before what the environment says."""
+
+    @property
+    def servers(self) -> Servers:
+        """Shared with other environments at the same addresses, on the running loop."""
+        return servers(self.urls, self.headers, self.about.identity, self.seen)
 
     @property
     def tools(self) -> tuple[ToolSchema, ...]:
@@ -94,7 +102,11 @@ class RemoteSession:
         if self._socket is not None:
             self._remote.servers.release(self._socket)
             self._socket = None
-        self._socket = await self._remote.servers.open(max(QUEUE_SECONDS, self._limits.call_seconds))
+        self._socket = await self._remote.servers.open(
+            max(QUEUE_SECONDS, self._limits.call_seconds),
+            patience=self._remote.options.patience,
+            what=f"environment {self._remote.name}",
+        )
 
     def give_up(self) -> EnvSocket | None:
         """Leave the connection to another session."""

@@ -86,6 +86,24 @@ def test_a_second_push_goes_to_the_same_space(hub: Hub, folder: Path) -> None:
     assert "data/prices.csv" not in files(folder, exclude=["data/*.csv"])
 
 
+def test_links_do_not_lead_out_of_the_package(folder: Path, tmp_path: Path) -> None:
+    (folder / "venv/bin").mkdir(parents=True)
+    (folder / "venv/pyvenv.cfg").write_text("home = /usr\n")
+    (folder / "venv/bin/python").symlink_to(sys.executable)
+    (folder / "costs.csv").symlink_to("data/prices.csv")
+    sent = files(folder)
+    assert sent["costs.csv"].read_text() == "tea,420\n"
+    assert not [path for path in sent if path.startswith("venv")]
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys/id_rsa").write_text("secret")
+    for target in (tmp_path / "keys/id_rsa", tmp_path / "keys", folder / ".env", folder / "data", "nowhere"):
+        (folder / "link").symlink_to(target)
+        with pytest.raises(EnvSpecError, match=r"is a link to .*--exclude link"):
+            files(folder)
+        assert "link" not in files(folder, exclude=["link"])
+        (folder / "link").unlink()
+
+
 def test_a_pull_request_changes_no_settings(hub: Hub, folder: Path) -> None:
     hub.spaces["acme/shop"] = Space(files={"README.md": b"theirs"})
     pushed = push(folder, "acme/shop", pull_request=True)

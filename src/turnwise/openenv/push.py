@@ -3,7 +3,7 @@
     push(Path("shop"), "org/shop", secrets={"TURNWISE_TOKEN": "…"})
 
 The Space builds the package's Dockerfile, which it wants at the top: ``server/Dockerfile`` is sent as
-``Dockerfile``. Hidden files stay here, as they hold keys.
+``Dockerfile``. Hidden files stay here, as they hold keys, and so do virtual environments.
 """
 
 from __future__ import annotations
@@ -110,15 +110,34 @@ def files(folder: Path, exclude: Sequence[str] = ()) -> dict[str, Path]:
     Args:
         folder: The package.
         exclude: Further patterns of names, or of paths in the package.
+
+    Raises:
+        EnvSpecError: A link leads out of the package, or to what is not sent.
     """
     found = {}
+    venvs = [path.parent for path in folder.rglob("pyvenv.cfg") if path.parent != folder]
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if path.is_file() and not left_out(inside, exclude):
+        if left_out(inside, exclude) or any(path.is_relative_to(venv) for venv in venvs):
+            continue
+        if path.is_symlink():
+            check_link(path, folder, exclude)
+        if path.is_file():
             found[inside.as_posix()] = path
     where = dockerfile(folder)
     found.pop(where.relative_to(folder).as_posix(), None)
     return {"Dockerfile": where, **found}
+
+
+def check_link(path: Path, folder: Path, exclude: Sequence[str]) -> None:
+    """Raises `EnvSpecError` if a link is to anything but a file of the package that is sent."""
+    target, root = path.resolve(), folder.resolve()
+    own = target.is_relative_to(root) and not left_out(target.relative_to(root), exclude)
+    if not (own and target.is_file()):
+        raise EnvSpecError(
+            f"{path} is a link to {target}, which is no file that is sent: put the file in its place, or "
+            f"leave it here with --exclude {path.relative_to(folder).as_posix()}"
+        )
 
 
 def left_out(inside: Path, exclude: Sequence[str]) -> bool:

@@ -10,13 +10,18 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import pytest
 from tests.openenv.serving import Serving, as_app, running
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from turnwise.envs.base import Env, tool
+from turnwise.openenv.server import app
+from turnwise.openenv.hosted import hosted
+from turnwise.openenv.server.sessions import Sessions
 from turnwise.openenv.server.settings import Settings
+from turnwise.openenv.server.socket import Socket
 from turnwise.types import Step
 
 
@@ -101,6 +106,7 @@ def call(name: str, **arguments: Any) -> dict[str, Any]:
         ("[" * 3000, "INVALID_JSON"),
         (b"\xff\xfe", "INVALID_JSON"),
         ("[1]", "VALIDATION_ERROR"),
+        ('{"type": "reset", "data": {"task": {"a": %s}}}' % ("[" * 700 + "]" * 700), "VALIDATION_ERROR"),
         ("null", "VALIDATION_ERROR"),
         ("{}", "UNKNOWN_TYPE"),
         ('{"type": "jump"}', "UNKNOWN_TYPE"),
@@ -287,6 +293,28 @@ def test_too_many_requests_behind_a_slow_call_end_the_session() -> None:
         asyncio.run(play(server))
 
 
+def test_too_many_requests_end_the_call_before_them_though_the_client_answers_no_close() -> None:
+    async def play() -> None:
+        sessions = Sessions(hosted(Counted), Settings(max_ahead=2))
+        inbox: asyncio.Queue[Any] = asyncio.Queue()  # Nothing more comes of it, not even a disconnect.
+        inbox.put_nowait({"type": "websocket.connect"})
+        waiting = {"type": "step", "data": call("wait", seconds=30.0)}
+        for request in ({"type": "reset"}, waiting, *[{"type": "state"}] * 4):
+            inbox.put_nowait({"type": "websocket.receive", "text": json.dumps(request)})
+        sent: list[Any] = []
+
+        async def send(event: Any) -> None:
+            sent.append(event)
+
+        await asyncio.wait_for(Socket(sessions)({"type": "websocket"}, inbox.get, send), 10)
+        assert [event["type"] for event in sent] == [
+            "websocket.accept", "websocket.send", "websocket.send", "websocket.close"
+        ]  # fmt: skip
+        assert sent[-1]["code"] == 1008 and not sessions.live
+
+    asyncio.run(play())
+
+
 def test_slow_constructors_stall_nobody() -> None:
     class Slow(Counted):
         def __init__(self) -> None:
@@ -401,6 +429,40 @@ def test_a_frame_that_is_too_big_ends_the_session() -> None:
 
     with serve(max_frame=4096) as server:
         asyncio.run(play(server))
+
+
+@pytest.mark.parametrize("how", ["constructor", "request"])
+def test_a_server_that_stops_waits_for_nobody_and_closes_what_is_made(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(Counted):
+        """After the first, which tells what the class is, they take their time."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            if how == "constructor" and self.opened > 1:
+                time.sleep(1.0)
+
+    async def play(server: Serving) -> None:
+        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+            await client.get("/metadata")
+            named = {"episode_id": "e"}
+            if how == "constructor":
+                asking = asyncio.ensure_future(client.post("/reset", json=named))
+            else:
+                await client.post("/reset", json=named)
+                act = {**named, "action": call("wait", seconds=30.0)}
+                asking = asyncio.ensure_future(client.post("/step", json=act))
+            await asyncio.sleep(0.3)
+            server.server.should_exit = True
+            await asyncio.wait([asking], timeout=8)
+            assert asking.done()
+
+    monkeypatch.setattr(app, "GRACE_SECONDS", 0.2)
+    Late.opened = Late.closed = 0
+    with serve(Late) as server:
+        asyncio.run(play(server))
+    assert Late.opened == Late.closed == 2
 
 
 def test_a_server_that_stops_closes_what_is_open() -> None:

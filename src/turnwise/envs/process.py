@@ -29,7 +29,7 @@ from pydantic import TypeAdapter
 
 from turnwise import images
 from turnwise.envs.contain import CANCEL_SECONDS
-from turnwise.envs.host import HostedEnv
+from turnwise.envs.host import GRACE_SECONDS, HostedEnv
 from turnwise.envs.session import Limits
 from turnwise.errors import (
     EnvCrashedError,
@@ -93,7 +93,8 @@ class ProcessEnv:
         self._reader = reader
         self._writer = writer
         self._lock = asyncio.Lock()
-        self._asked = 0
+        self._asked = self._answered = 0
+        """Ids of the last request and of the last that was answered."""
         self._size: int | None = None
         """Bytes of the answer whose head was read."""
         self._end: EnvError | None = None
@@ -180,7 +181,9 @@ class ProcessEnv:
             return
         try:
             if self._end is None:
-                await self._ask("close", {})
+                # In a call whose caller was cancelled: it may take all its time, and nobody waits for it.
+                left = self._answered < self._asked
+                await self._ask("close", {}, seconds=GRACE_SECONDS if left else None)
         except TurnwiseError as error:
             log.warning("%s", error)
         finally:
@@ -236,6 +239,7 @@ class ProcessEnv:
                 continue
             # An answer to a call whose caller was cancelled comes late, and is nobody's.
             if answer["id"] == asked:
+                self._answered = asked
                 return answer
 
     def _reap(self, seconds: float) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from turnwise.errors import EnvCrashedError, EnvHungError, EnvLostError
 
 DEAD = (EnvCrashedError, EnvHungError, EnvLostError)
-"""What a session raises that can be of no more use: whoever owns it ends it, and the next begins on a new one."""
+"""Of a session that raised one of these nothing more can be had: whoever owns it ends it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,8 @@ EXTENSION = "turnwise.direct"
 TEXT = 0x81
 """First byte of a whole, uncompressed text frame (RFC 6455, 5.2)."""
 MASKED = 0x80
+NEEDED = ("close_sent", "conn", "disconnected", "frames", "read_paused", "transport", "writable")
+"""Of uvicorn's protocol; they are no promise of it, and 0.53 is the first that has all."""
 
 
 class DirectWebSocket(WebSocketsSansIOProtocol):
@@ -33,16 +35,18 @@ class DirectWebSocket(WebSocketsSansIOProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.queue: Events = Events()  # type: ignore[assignment]  # All that uvicorn asks of one.
+        self._short = all(hasattr(self, name) for name in NEEDED)
+        if self._short:
+            self.queue: Events = Events()  # type: ignore[assignment]  # All that uvicorn asks of one.
         self._direct = False
         self._whole = False
         """Whether the parser waits for the beginning of a message."""
         self._max_size = self.config.ws_max_size
 
     def handle_connect(self, event: Request) -> None:
-        """Offer the short way to whoever answers; its task has not begun yet."""
+        """Offer the short way, where there is one, to whoever answers; its task has not begun yet."""
         super().handle_connect(event)
-        if self.response.status_code == 101:
+        if self._short and self.response.status_code == 101:
             cast(dict[str, Any], self.scope["extensions"])[EXTENSION] = self
 
     def claim(self) -> None:

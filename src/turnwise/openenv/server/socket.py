@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from turnwise.errors import EnvError, TurnwiseError, message_of
 from turnwise.openenv import wire
+from turnwise.openenv.served import DEAD
 from turnwise.openenv.server.direct import EXTENSION, DirectWebSocket
 from turnwise.openenv.server.sessions import CapacityError, Live, Sessions
 
@@ -68,7 +69,10 @@ class Connection:
         self._calling = False
         """Whether the environment is at work, so that a client that leaves has something to end."""
         self._left = False
+        """Nobody is there any more to be answered."""
         self._ended = False
+        self._dead = False
+        """The environment can be of no more use."""
 
     async def serve(self) -> None:
         """From the handshake to the end."""
@@ -86,7 +90,7 @@ class Connection:
         except asyncio.CancelledError:
             if not self._left or self._task is None:
                 raise
-            self._task.uncancel()  # It was `_read` that ended the call of a client that has left.
+            self._task.uncancel()  # It was `_read` that ended a call whose reply nobody gets.
         except OSError:
             pass  # The client left before its reply.
         finally:
@@ -124,13 +128,16 @@ class Connection:
             reply = await self._answer(live, text)
             self._calling = False
             live.end()
-            if reply is None:
+            if reply is None or self._ended:  # From outside, while the call ran.
                 await self.end(NORMAL)
                 return
             if reply and self._direct is not None:
                 await self._direct.send_direct(reply.encode())
             elif reply:
                 await self._send({"type": "websocket.send", "text": reply})
+            if self._dead:
+                await self.end(NORMAL, "the environment is gone: connect again")
+                return
 
     async def _answer(self, live: Live, text: str | bytes) -> str | None:
         """The reply to one frame; None closes the socket, and nothing is sent where none is owed."""
@@ -154,6 +161,7 @@ class Connection:
         except wire.FrameError as wrong:
             return wire.error(wrong.code, str(wrong))
         except TurnwiseError as error:
+            self._dead = isinstance(error, DEAD)
             return wire.failure(error)
         except Exception as error:  # noqa: BLE001 - whoever wrote the session: its client is told, others go on
             return wire.error("EXECUTION_ERROR", message_of(error), kind=EnvError.__name__)
@@ -212,11 +220,12 @@ class Connection:
             text = await self._hear()
             self._ahead.append(text)
             self._arrived.set()
-            if text is None:
-                self._left = self._ended = True
-                if self._calling and self._task is not None:
-                    self._task.cancel()
-                return
-            if len(self._ahead) > self.settings.max_ahead:
+            if text is not None:
+                if len(self._ahead) <= self.settings.max_ahead:
+                    continue
                 waiting = f"more than {self.settings.max_ahead} requests wait for the one before them"
                 await self._fail("SESSION_ERROR", waiting, closing=POLICY)
+            self._left = self._ended = True
+            if self._calling and self._task is not None:
+                self._task.cancel()
+            return

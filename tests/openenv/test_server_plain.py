@@ -1,0 +1,23 @@
+"""Sessions where the short way of frames is not offered: an older uvicorn, a server that is none of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from tests.openenv.test_server_sessions import *  # noqa: F403 - the same tests
+
+from turnwise.openenv.server import direct
+
+del globals()[
+    "test_a_thousand_at_once_all_get_one"
+]  # Of how many there may be, not of how they are spoken to.
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    monkeypatch.setattr(direct, "NEEDED", ("what_no_uvicorn_has",))
+    monkeypatch.setattr(direct.DirectWebSocket, "claim", None)
+    yield
+    # A message after the close is an error of the server, which nobody but its log is told.
+    assert "Exception in ASGI application" not in capfd.readouterr().err

@@ -17,8 +17,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from turnwise.envs.base import Env, tool
-from turnwise.openenv.server import app
 from turnwise.openenv.hosted import hosted
+from turnwise.openenv.server import app
 from turnwise.openenv.server.sessions import Sessions
 from turnwise.openenv.server.settings import Settings
 from turnwise.openenv.server.socket import Socket

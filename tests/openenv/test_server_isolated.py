@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from tests.openenv.serving import Serving, as_app, running
 from websockets.asyncio.client import ClientConnection, connect
@@ -77,3 +78,33 @@ def test_a_client_that_leaves_a_call_takes_its_process_along(server: Serving) ->
         assert time.monotonic() - began < 8  # Not the 30 s that the call may take.
 
     asyncio.run(play())
+
+
+def test_over_http_the_next_reset_is_of_a_new_environment(server: Serving) -> None:
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        first = http.post("/reset").json()["observation"]["text"]
+        died = http.post("/step", json={"action": call("die")})
+        assert (died.status_code, died.json()["kind"]) == (500, "EnvCrashedError")
+        assert http.post("/step", json={"action": {"text": "on"}}).status_code == 404
+        again = http.post("/reset")
+        assert again.status_code == 200 and again.json()["observation"]["text"] != first
+
+
+def test_an_agent_s_session_ends_with_its_environment(server: Serving) -> None:
+    def rpc(method: str, **params: Any) -> dict[str, Any]:
+        return {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        me = {
+            "protocolVersion": "2025-06-18",
+            "capabilities": {},
+            "clientInfo": {"name": "x", "version": "1"},
+        }
+        begun = http.post("/mcp", json=rpc("initialize", **me))
+        name = begun.headers["mcp-session-id"]
+        headers = {"mcp-session-id": name, "mcp-protocol-version": "2025-06-18"}
+        died = http.post("/mcp", json=rpc("tools/call", name="die", arguments={}), headers=headers).json()
+        assert "its process died" in json.dumps(died)
+        gone = http.post("/mcp", json=rpc("tools/list"), headers=headers)
+        assert gone.status_code == 404
+        assert name not in server.sessions.live

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from turnwise.errors import EnvError, TurnwiseError, boundary
-from turnwise.openenv.served import Served, ServedSession
+from turnwise.openenv.served import DEAD, Served, ServedSession
 from turnwise.openenv.server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -166,6 +166,9 @@ class Sessions:
                     if (rate := self.settings.rate) is not None and (early := live.early(rate)) > 0:
                         await asyncio.sleep(early)
                     yield live.session
+                except DEAD:
+                    self._retire(live, "its environment is gone")
+                    raise
                 finally:
                     live.end()
                     self._make_room()

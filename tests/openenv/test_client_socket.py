@@ -12,7 +12,8 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
 from turnwise.errors import EnvHungError, EnvLostError, EnvSpecError
-from turnwise.openenv.client.socket import EnvSocket, RefusedError, base_url, is_loopback
+from turnwise.openenv.client.discovery import look
+from turnwise.openenv.client.socket import EnvSocket, RefusedError, base_url, is_loopback, same_server
 
 Answers = Callable[[ServerConnection], Awaitable[None]]
 
@@ -206,6 +207,74 @@ def test_a_web_server_of_another_kind() -> None:
             port = server.sockets[0].getsockname()[1]
             with pytest.raises(RefusedError, match="HTTP 404 at /ws: no OpenEnv server"):
                 await EnvSocket.open(f"http://127.0.0.1:{port}", seconds=1)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("path", ["/ws", "/metadata"])
+def test_headers_go_to_no_other_server(path: str) -> None:
+    """Neither where a WebSocket is led elsewhere, nor where what it serves is asked for."""
+    stolen: list[bytes] = []
+
+    async def main() -> None:
+        async def thief(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            stolen.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.close()
+
+        async def leading(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            to = f"Location: {'ws' if path == '/ws' else 'http'}://127.0.0.1:{port_of(away)}{path}\r\n"
+            writer.write(f"HTTP/1.1 307 Temporary Redirect\r\n{to}Content-Length: 0\r\n\r\n".encode())
+            writer.close()
+
+        async with (
+            await asyncio.start_server(thief, "127.0.0.1", 0) as away,
+            await asyncio.start_server(leading, "127.0.0.1", 0) as server,
+        ):
+            url, headers = f"http://127.0.0.1:{port_of(server)}", {"X-Key": "s3cret"}
+            if path == "/ws":
+                with pytest.raises(RefusedError, match="HTTP 307 at /ws: it leads to another server"):
+                    await EnvSocket.open(url, seconds=2, headers=headers)
+            else:
+                with pytest.raises(EnvSpecError, match=r"leads to http://127.0.0.1:\d+/metadata; if that is"):
+                    await look(url, headers)
+
+    asyncio.run(main())
+    assert stolen == []
+
+
+def port_of(server: asyncio.Server) -> int:
+    port: int = server.sockets[0].getsockname()[1]
+    return port
+
+
+@pytest.mark.parametrize(
+    ("url", "to", "same"),
+    [
+        ("http://a", "https://a/ws", True),
+        ("ws://a:80/x", "wss://a:443/y", True),
+        ("http://a:8000/x", "http://a:8000/y", True),
+        ("https://a", "http://a", False),
+        ("http://a:8000", "https://a", False),
+        ("http://a:8000", "http://a:8001", False),
+        ("https://a", "https://b", False),
+    ],
+)
+def test_which_redirects_stay_where_they_were(url: str, to: str, same: bool) -> None:
+    assert same_server(url, to) is same
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_server_that_fails_may_be_asked_again(status: int) -> None:
+    async def main() -> None:
+        async def failing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(f"HTTP/1.1 {status} Busy\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+            writer.close()
+
+        async with await asyncio.start_server(failing, "127.0.0.1", 0) as server:
+            with pytest.raises(EnvLostError, match=f"/metadata: HTTP {status}"):
+                await look(f"http://127.0.0.1:{port_of(server)}", {})
 
     asyncio.run(main())
 

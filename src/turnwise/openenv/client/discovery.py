@@ -18,12 +18,13 @@ from urllib.parse import quote
 import httpx
 
 from turnwise.errors import EnvLostError, EnvSpecError
-from turnwise.openenv.client.socket import EnvSocket, is_loopback, message_of
+from turnwise.openenv.client.socket import EnvSocket, is_loopback, message_of, same_server
 from turnwise.openenv.wire import PROTOCOL
 from turnwise.types import ToolSchema
 
 HTTP_SECONDS = 30.0
 """A server may make an environment to answer."""
+MOST_REDIRECTS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,8 @@ class About:
     """What a server says of its environment."""
 
     name: str
+    url: str
+    """Where it answered: on the same host, past redirects."""
     description: str
     peer: bool
     """It is a Turnwise server."""
@@ -76,7 +79,6 @@ def http(url: str, headers: Mapping[str, str]) -> dict[str, Any]:
         "headers": dict(headers),
         "timeout": HTTP_SECONDS,
         "trust_env": not is_loopback(url),
-        "follow_redirects": True,
     }
 
 
@@ -85,21 +87,24 @@ async def look(url: str, headers: Mapping[str, str]) -> About:
 
     Raises:
         EnvLostError: It does not answer.
-        EnvSpecError: It is no OpenEnv server, or refuses this client, or speaks a later protocol.
+        EnvSpecError: It is no OpenEnv server, or refuses this client, or speaks a later protocol, or leads to
+            another host.
     """
+    url, found = await _settled(url, headers)
+    metadata = _object(found)
+    name = str(metadata.get("name") or "env")
+    ours = metadata.get("turnwise")
+    if isinstance(ours, Mapping):
+        return _peer(name, metadata, ours, url)
     async with httpx.AsyncClient(**http(url, headers)) as client:
-        metadata = _object(await _get(client, "/metadata"))
-        name = str(metadata.get("name") or "env")
-        ours = metadata.get("turnwise")
-        if isinstance(ours, Mapping):
-            return _peer(name, metadata, ours, url)
-        schemas = _object(await _get(client, "/schema"))
+        schemas = _object(_json(await _response(client, "/schema")))
         tasks_path = await _tasks_path(client, name) if schemas else None
     if not schemas:
         raise EnvSpecError(f"{url}: there is neither /metadata nor /schema: no OpenEnv server, or one of 0.1")
     action = schemas.get("action", {})
     return About(
         name=name,
+        url=url,
         description=str(metadata.get("description") or ""),
         peer=False,
         action=action,
@@ -177,6 +182,7 @@ def _peer(name: str, metadata: Mapping[str, Any], ours: Mapping[str, Any], url: 
     splits = tuple(ours["splits"])
     return About(
         name=name,
+        url=url,
         description=str(metadata.get("description") or ""),
         peer=True,
         tools=tuple(
@@ -200,16 +206,30 @@ def _peer(name: str, metadata: Mapping[str, Any], ours: Mapping[str, Any], url: 
     )
 
 
+async def _settled(url: str, headers: Mapping[str, str]) -> tuple[str, Any]:
+    """The address that a server's redirects lead to, and its metadata; other hosts are sent no headers."""
+    for _ in range(MOST_REDIRECTS):
+        async with httpx.AsyncClient(**http(url, headers)) as client:
+            response = await _response(client, "/metadata")
+        if not response.has_redirect_location:
+            return url, _json(response)
+        to = str(response.url.join(response.headers["location"]))
+        if not (same_server(url, to) and to.endswith("/metadata")):
+            raise EnvSpecError(f"{url} leads to {to}; if that is the server that you mean, give its address")
+        url = to.removesuffix("/metadata")
+    raise EnvSpecError(f"{url}: its redirects do not end")
+
+
 async def _tasks_path(client: httpx.AsyncClient, name: str) -> str | None:
     """Where the Task API lists tasks, on servers that have it and for environments that have some."""
-    names = await _get(client, "/list_environments")
+    names = _json(await _response(client, "/list_environments", optional=True))
     listed = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else name
     path = f"/{quote(listed)}"
-    return path if await _get(client, f"{path}/splits") else None
+    return path if _json(await _response(client, f"{path}/splits", optional=True)) else None
 
 
-async def _get(client: httpx.AsyncClient, path: str) -> Any:
-    """JSON; None where the server has no such path, or fails at it."""
+async def _response(client: httpx.AsyncClient, path: str, *, optional: bool = False) -> httpx.Response:
+    """What a server answers; where it fails at what is not ``optional``, it may be asked again."""
     url = str(client.base_url).rstrip("/")
     try:
         response = await client.get(path)
@@ -217,8 +237,14 @@ async def _get(client: httpx.AsyncClient, path: str) -> Any:
         raise EnvLostError(f"{url}{path}: {cause or type(cause).__name__}") from cause
     if response.status_code in (401, 403):
         raise EnvSpecError(f"{url}: HTTP {response.status_code}: it wants a token; give it as args.token")
-    if response.status_code in (502, 503, 504):
-        raise EnvLostError(f"{url}{path}: HTTP {response.status_code}")
+    status = response.status_code
+    if status in (429, 502, 503, 504) or (status >= 500 and not optional):
+        raise EnvLostError(f"{url}{path}: HTTP {status}")
+    return response
+
+
+def _json(response: httpx.Response) -> Any:
+    """None where the server has no such path."""
     try:
         return response.json() if response.status_code == 200 else None
     except ValueError:

@@ -156,7 +156,7 @@ async def discover(
     options = options_of(args, what)
     headers = options.request_headers
     try:
-        about, seen = await _alike(bases, headers, options.patience)
+        about, seen, bases = await _alike(bases, headers, options.patience)
         if not about.peer:
             about = await _with_tools(about, bases, seen, headers, options)
     except EnvError as error:
@@ -181,8 +181,8 @@ async def discover(
 
 async def _alike(
     urls: Sequence[str], headers: Mapping[str, str], patience: float
-) -> tuple[About, tuple[str, ...]]:
-    """What all servers that answer say, and which those are; the others may come later."""
+) -> tuple[About, tuple[str, ...], list[str]]:
+    """What all servers that answer say, which those are, and all; redirects lead to other addresses."""
     began = monotonic()
     while True:
         found = await asyncio.gather(*(look(url, headers) for url in urls), return_exceptions=True)
@@ -212,7 +212,8 @@ async def _alike(
             )
     if lost:
         log.warning("%s does not answer yet; %s does", ", ".join(lost), ", ".join(abouts))
-    return about, tuple(abouts)
+    settled = [abouts[url].url if url in abouts else url for url in urls]
+    return about, tuple(one.url for one in abouts.values()), list(dict.fromkeys(settled))
 
 
 async def _with_tools(

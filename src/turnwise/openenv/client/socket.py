@@ -86,7 +86,7 @@ class EnvSocket:
             EnvLostError: Nobody answers.
         """
         try:
-            line = await connect(
+            line = await _Connect(
                 websocket_url(url),
                 create_connection=_Line,
                 additional_headers=dict(headers or {}),
@@ -100,7 +100,7 @@ class EnvSocket:
             )
         except InvalidStatus as cause:
             status = cause.response.status_code
-            final = status in (400, 401, 403, 404)
+            final = status < 400 or status in (400, 401, 403, 404)
             raise (RefusedError if final else EnvLostError)(_told_status(url, status)) from cause
         except InvalidHandshake as cause:
             if isinstance(cause, InvalidMessage) and isinstance(cause.__cause__, EOFError):
@@ -171,6 +171,14 @@ class EnvSocket:
             line.say(b'{"type":"close"}')
             await asyncio.wait((line.connection_lost_waiter,), timeout=CLOSE_SECONDS)
         await line.close()
+
+
+class _Connect(connect):
+    """Follows redirects on the same host alone: the headers, a token among them, are for nobody else."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        to = super().process_redirect(exc)
+        return exc if isinstance(to, str) and not same_server(self.uri, to) else to
 
 
 class _LostError(Exception):
@@ -313,6 +321,10 @@ def _told_status(url: str, status: int) -> str:
         return f"{url}: HTTP {status}: the server wants a token, or another one: give it as args.token"
     if status == 404:
         return f"{url}: HTTP 404 at /ws: no OpenEnv server, or one older than 0.2"
+    if 300 <= status < 400:
+        return (
+            f"{url}: HTTP {status} at /ws: it leads to another server, and what is sent is not for that one"
+        )
     return f"{url}: HTTP {status} in place of a WebSocket"
 
 
@@ -342,6 +354,17 @@ def base_url(url: str) -> str:
 def websocket_url(url: str) -> str:
     """``ws://…/ws`` of a server's address."""
     return f"ws{url.removeprefix('http')}/ws"
+
+
+def same_server(url: str, to: str) -> bool:
+    """Whether a redirect stays where it was, or goes from ``http`` to ``https`` there."""
+    ports = {"http": 80, "ws": 80, "https": 443, "wss": 443}
+    here, there = urlsplit(url), urlsplit(to)
+    ends = [(one.hostname, one.port or ports.get(one.scheme)) for one in (here, there)]
+    secure = [one.scheme in ("https", "wss") for one in (here, there)]
+    if here.hostname == there.hostname and secure == [False, True]:
+        return ends[0][1] == 80 and ends[1][1] == 443
+    return ends[0] == ends[1] and secure[0] == secure[1]
 
 
 def is_loopback(url: str) -> bool:

@@ -197,6 +197,11 @@ def test_a_new_environment_does_not_hide_what_its_file_needs(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_server_is_not_served_again():
+    with pytest.raises(EnvSpecError, match=r"is a server already.*turnwise env play http://127.0.0.1:9"):
+        run("serve", "http://127.0.0.1:9")
+
+
 def test_importing_the_verbs_is_light():
     script = "import sys, json, turnwise.cli.env; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

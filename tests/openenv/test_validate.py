@@ -374,6 +374,21 @@ def test_actions_are_sampled_from_schemas() -> None:
         assert one["type"] == "move" and one["note"] == "aa" and "optional" not in one
         assert len(one["items"]) == 1 and one["items"][0] > 0
     assert sample(schema, random.Random(3)) == made[3]
+    for bounds, allowed in (
+        ({"exclusiveMinimum": 0, "exclusiveMaximum": 1}, lambda x: 0 < x < 1),
+        ({"exclusiveMinimum": 0, "maximum": 0.5}, lambda x: 0 < x <= 0.5),
+        ({"minimum": 0.5, "maximum": 0.5}, lambda x: x == 0.5),
+        ({"minimum": 2, "exclusiveMinimum": 3, "maximum": 9, "exclusiveMaximum": 5}, lambda x: x == 4),
+        ({"maximum": -5}, lambda x: x <= -5),
+        ({}, lambda x: 0 <= x <= 100),
+    ):
+        numbers = [sample({"type": "number", **bounds}, random.Random(seed)) for seed in range(20)]
+        assert all(map(allowed, numbers)), (bounds, numbers)
+    for seed in range(20):
+        assert (
+            2.5 < sample({"type": "integer", "exclusiveMinimum": 2.5, "maximum": 4}, random.Random(seed)) <= 4
+        )
+    assert sample({"properties": {"any": True}, "required": ["any"]}, random.Random(0)) == {"any": None}
     recursive = {
         "$ref": "#/$defs/A",
         "$defs": {"A": {"properties": {"a": {"$ref": "#/$defs/A"}}, "required": ["a"]}},

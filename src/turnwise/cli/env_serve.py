@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import typer
 
 from turnwise.envs.registry import named
+from turnwise.errors import EnvSpecError
 from turnwise.openenv.hosted import hosted
 from turnwise.openenv.served import Served
 from turnwise.openenv.server.access import loopback
@@ -38,8 +39,13 @@ def served_as(spec: str, args: Mapping[str, object], settings: Settings) -> Serv
     """An environment of ours by any name that recipes take, or a class written for OpenEnv.
 
     Raises:
-        EnvSpecError: There is no such environment.
+        EnvSpecError: There is no such environment, or it is a server already.
     """
+    if spec.startswith(("http://", "https://", "ws://", "wss://")):
+        raise EnvSpecError(
+            f"{spec} is a server already, and is played on where it is: `env: {spec}` in a recipe, "
+            f"`turnwise env play {spec}`, or `turnwise env validate {spec}`"
+        )
     found = named(spec)
     if not written_for_openenv(found):
         return hosted(spec, args=args)

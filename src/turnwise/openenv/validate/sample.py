@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from typing import Any
 
 DEEPEST = 8
+FAR = 10**18
 SPREAD = 100
 """Of numbers without an upper bound, so that different ones are tried."""
 
@@ -22,8 +24,8 @@ def sample(schema: Mapping[str, Any], rng: random.Random, *, root: Mapping[str, 
     return _sample(schema, rng, schema if root is None else root, DEEPEST)
 
 
-def _sample(schema: Mapping[str, Any], rng: random.Random, root: Mapping[str, Any], depth: int) -> Any:
-    if depth == 0:
+def _sample(schema: Any, rng: random.Random, root: Mapping[str, Any], depth: int) -> Any:
+    if depth == 0 or not isinstance(schema, Mapping):  # `true` allows anything
         return None
     if "$ref" in schema:
         return _sample(_target(root, str(schema["$ref"])), rng, root, depth - 1)
@@ -40,7 +42,10 @@ def _sample(schema: Mapping[str, Any], rng: random.Random, root: Mapping[str, An
     if kind == "object" or "properties" in schema:
         fields = schema.get("properties", {})
         # A field that tells kinds of actions apart has a default, and is needed all the same.
-        wanted = [*schema.get("required", ()), *(name for name in fields if "const" in fields[name])]
+        wanted = [
+            *schema.get("required", ()),
+            *(name for name, part in fields.items() if isinstance(part, Mapping) and "const" in part),
+        ]
         return {name: _sample(fields.get(name, {}), rng, root, depth - 1) for name in dict.fromkeys(wanted)}
     if kind == "array":
         return [
@@ -51,14 +56,26 @@ def _sample(schema: Mapping[str, Any], rng: random.Random, root: Mapping[str, An
 
 def _leaf(kind: Any, schema: Mapping[str, Any], rng: random.Random) -> Any:
     if kind in ("integer", "number"):
-        low = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
-        high = schema.get("maximum", schema.get("exclusiveMaximum", low + SPREAD) - 1)
-        return rng.randint(int(low), max(int(low), int(high))) if kind == "integer" else low
+        return _number(schema, rng)
     if kind == "boolean":
         return rng.random() < 0.5
     if kind == "null":
         return None
     return "a" * max(1, int(schema.get("minLength", 1)))
+
+
+def _number(schema: Mapping[str, Any], rng: random.Random) -> float:
+    """A whole number within the bounds; a fraction where there is none between them."""
+    least, above = schema.get("minimum", -FAR), schema.get("exclusiveMinimum", -FAR)
+    most, below = schema.get("maximum", FAR), schema.get("exclusiveMaximum", FAR)
+    first, last = max(math.ceil(least), math.floor(above) + 1), min(math.floor(most), math.ceil(below) - 1)
+    if not {"minimum", "exclusiveMinimum"} & set(schema):
+        first = min(0, last)
+    if not {"maximum", "exclusiveMaximum"} & set(schema):
+        last = first + SPREAD
+    if first <= last:
+        return rng.randint(first, last)
+    return float(max(least, above) + min(most, below)) / 2
 
 
 def _target(root: Mapping[str, Any], reference: str) -> Mapping[str, Any]:

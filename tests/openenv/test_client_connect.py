@@ -14,6 +14,7 @@ from tests.support.rollouts import call, calls
 import turnwise
 from turnwise.compat.environments import PLACEHOLDER, environments, need_a_reward
 from turnwise.errors import ActionError, EnvLostError, EnvSpecError
+from turnwise.openenv.client import background
 from turnwise.rollout.policies import ScriptedPolicy
 from turnwise.types import Step, StopReason
 
@@ -74,6 +75,45 @@ def test_a_turnwise_server_by_hand() -> None:
         assert not env.call_tool("move", direction="left").terminated
         assert env.call_tool("move", direction="stay") == Step("caught", reward=1.0, terminated=True)
         assert env.rewards() == {}
+
+
+def test_two_first_calls_at_once_share_a_session(guess: Serving) -> None:
+    async def main() -> None:
+        env = turnwise.connect(guess.url)
+        await env.open()
+        await env.close()
+        made = len(foreign.Guess.made)
+        first, state = await asyncio.gather(env.reset(seed=3), env.state())
+        assert first.observation == "Guess a number from 0 to 9." and state["episode_id"] == "e"
+        assert len(foreign.Guess.made) == made + 1
+        await env.close()
+
+    asyncio.run(main())
+
+
+def test_a_connection_belongs_to_one_loop(guess: Serving) -> None:
+    env = turnwise.connect(guess.url)
+    env.sync().reset(seed=3)
+
+    async def main() -> None:
+        for use in (env.reset(), env.call_tool("guess", number=3), env.close()):
+            with pytest.raises(EnvSpecError, match="is another event loop's; use it there"):
+                await use
+
+    asyncio.run(main())
+    assert env.sync().call_tool("guess", number=3).terminated
+    env.sync().close()
+
+
+def test_waiting_for_its_own_loop_is_an_error() -> None:
+    async def inner() -> int:
+        return 1
+
+    async def outer() -> int:
+        return background.run(inner())
+
+    with pytest.raises(RuntimeError, match="await the async form here"):
+        background.run(outer())
 
 
 def test_an_unreachable_server() -> None:

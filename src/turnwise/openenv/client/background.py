@@ -19,8 +19,18 @@ _lock = threading.Lock()
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What ``coroutine`` returns; it is cancelled when this is interrupted."""
-    future = asyncio.run_coroutine_threadsafe(coroutine, _loop())
+    """What ``coroutine`` returns; it is cancelled when this is interrupted.
+
+    Raises:
+        RuntimeError: It is called on the loop's own thread, which would wait for itself.
+    """
+    loop = _loop()
+    if asyncio._get_running_loop() is loop:
+        coroutine.close()
+        raise RuntimeError(
+            "a call without `await` from code that runs on its loop; await the async form here"
+        )
+    future = asyncio.run_coroutine_threadsafe(coroutine, loop)
     try:
         return future.result()
     except BaseException:

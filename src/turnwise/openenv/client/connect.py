@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from turnwise.errors import ActionError, EnvLostError
+from turnwise.errors import ActionError, EnvLostError, EnvSpecError
 from turnwise.openenv.client import background
 from turnwise.openenv.client.remote import RemoteSpec, discover
 from turnwise.openenv.client.session import RemoteSession
@@ -41,6 +41,9 @@ class Connection:
         self._spec: RemoteSpec | None = None
         self._session: RemoteSession | None = None
         self._playing = False
+        self._opening = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Where it is connected."""
 
     def __repr__(self) -> str:
         state = "not connected" if self._session is None else f"tools: {[one.name for one in self.tools]}"
@@ -64,15 +67,25 @@ class Connection:
         """Connect; calls do so by themselves.
 
         Raises:
-            EnvSpecError, EnvLostError: No server answers, or none takes this client.
+            EnvSpecError, EnvLostError: No server answers, or none takes this client, or it is connected from
+                another event loop.
         """
-        if self._spec is None:
-            self._spec = await discover(self.url, None, self.args)
-        if self._session is None:
-            session = await self._spec.open(self._spec.limits)
-            assert isinstance(session, RemoteSession)
-            self._session = session
+        self._on_its_loop()
+        async with self._opening:  # Two first calls at once share one session.
+            if self._spec is None:
+                self._spec = await discover(self.url, None, self.args)
+            if self._session is None:
+                session = await self._spec.open(self._spec.limits)
+                assert isinstance(session, RemoteSession)
+                self._session, self._loop = session, asyncio.get_running_loop()
         return self
+
+    def _on_its_loop(self) -> None:
+        if self._session is not None and self._loop is not asyncio.get_running_loop():
+            raise EnvSpecError(
+                f"the connection to {self.url} is another event loop's; use it there, or make another here "
+                "(`.sync()` has a loop of its own)"
+            )
 
     async def reset(self, task: Task | None = None, /, *, seed: int | None = None, **row: Any) -> Step:
         """Start an episode; its first message, or messages, are the observation.
@@ -137,6 +150,7 @@ class Connection:
 
     async def close(self) -> None:
         """Close the connection; the next reset opens another."""
+        self._on_its_loop()
         session, self._session = self._session, None
         self._playing = False
         if session is not None:
@@ -158,6 +172,7 @@ class Connection:
     def _live(self, *, over: bool = False) -> RemoteSession:
         if self._session is None:
             raise EnvLostError(f"{self.url} is not connected: reset first")
+        self._on_its_loop()
         if not (self._playing or over):
             raise ActionError("the episode is over, or not begun: reset first")
         return self._session

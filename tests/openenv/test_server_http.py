@@ -49,6 +49,13 @@ def call(number: int) -> dict[str, object]:
     return {"type": "call_tool", "tool_name": "add", "arguments": {"number": number}}
 
 
+def nested(depth: int) -> list[object]:
+    inner: list[object] = []
+    for _ in range(depth - 1):
+        inner = [inner]
+    return inner
+
+
 @pytest.fixture
 def client() -> Iterator[httpx.Client]:
     Counter.opened = Counter.closed = 0
@@ -102,6 +109,9 @@ def test_without_either_each_request_has_an_environment_of_its_own(client: httpx
         ("POST", "/step", {"action": call(1), "episode_id": "never"}, 404),
         ("POST", "/step", {"action": call(1), "timeout_s": 0}, 422),
         ("POST", "/step", {"action": call(1), "verbose": True}, 422),
+        ("POST", "/step", {"action": {"type": "list_tools"}, "request_id": "1\r\nX-Made-Up: 2"}, 422),
+        ("POST", "/step", {"action": {"type": "list_tools"}, "request_id": "1\n"}, 422),
+        ("POST", "/reset", {"task": {"a": nested(700)}}, 422),
         ("GET", "/state?episode_id=never", None, 404),
         ("GET", "/nope", None, 404),
         ("GET", "/reset", None, 405),
@@ -111,6 +121,11 @@ def test_what_is_refused(client: httpx.Client, method: str, path: str, body: obj
     answer = client.request(method, path, json=body)
     assert answer.status_code == status, answer.text
     assert answer.json()["detail"]
+
+
+def test_a_request_id_comes_back(client: httpx.Client) -> None:
+    asked = {"action": {"type": "list_tools"}, "request_id": "number 1"}
+    assert client.post("/step", json=asked).headers["X-Request-Id"] == "number 1"
 
 
 def test_a_tool_that_raises_is_an_observation(client: httpx.Client) -> None:

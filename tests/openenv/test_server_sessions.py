@@ -12,6 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
 from tests.openenv.serving import Serving, as_app, running
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -431,38 +433,56 @@ def test_a_frame_that_is_too_big_ends_the_session() -> None:
         asyncio.run(play(server))
 
 
-@pytest.mark.parametrize("how", ["constructor", "request"])
-def test_a_server_that_stops_waits_for_nobody_and_closes_what_is_made(
-    how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Late(Counted):
-        """After the first, which tells what the class is, they take their time."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            if how == "constructor" and self.opened > 1:
-                time.sleep(1.0)
-
+def test_a_server_that_stops_waits_for_no_slow_request(monkeypatch: pytest.MonkeyPatch) -> None:
     async def play(server: Serving) -> None:
         async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
-            await client.get("/metadata")
             named = {"episode_id": "e"}
-            if how == "constructor":
-                asking = asyncio.ensure_future(client.post("/reset", json=named))
-            else:
-                await client.post("/reset", json=named)
-                act = {**named, "action": call("wait", seconds=30.0)}
-                asking = asyncio.ensure_future(client.post("/step", json=act))
+            await client.post("/reset", json=named)
+            act = {**named, "action": call("wait", seconds=30.0)}
+            asking = asyncio.ensure_future(client.post("/step", json=act))
             await asyncio.sleep(0.3)
             server.server.should_exit = True
-            await asyncio.wait([asking], timeout=8)
+            await asyncio.wait([asking], timeout=5)
             assert asking.done()
 
     monkeypatch.setattr(app, "GRACE_SECONDS", 0.2)
-    Late.opened = Late.closed = 0
-    with serve(Late) as server:
+    with serve() as server:
         asyncio.run(play(server))
-    assert Late.opened == Late.closed == 2
+
+
+def test_a_server_that_stops_opens_no_more() -> None:
+    class Late(Counted):
+        def __init__(self) -> None:
+            super().__init__()
+            time.sleep(1.0)
+
+    async def nobody(_: str) -> None:
+        """Is told nothing."""
+
+    async def play() -> None:
+        sessions = Sessions(hosted(Late), Settings())
+        opening = asyncio.ensure_future(sessions.open(evict=nobody))
+        await asyncio.sleep(0.1)
+        await sessions.aclose()
+        await asyncio.wait([opening], timeout=0.2)
+        assert opening.cancelled() and sessions._taken == 0
+        await until(lambda: Late.closed == 1)
+
+    Late.opened = Late.closed = 0
+    asyncio.run(play())
+
+
+def test_an_application_whose_own_end_fails_closes_what_is_open() -> None:
+    @asynccontextmanager
+    async def broken(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        raise ValueError("no end")
+
+    host = FastAPI(lifespan=broken)
+    app.add_routes(host, hosted(Counted), Settings())
+    with pytest.raises(ValueError, match="no end"), TestClient(host) as client:
+        assert client.post("/reset").status_code == 200
+    assert not host.state.sessions.live
 
 
 def test_a_server_that_stops_closes_what_is_open() -> None:

@@ -46,6 +46,9 @@ Code = Literal[
 ]
 """Of an error frame. After the last three the server closes the socket."""
 
+DEPTH = 128
+"""Objects and lists within each other in one request: Python's writers and validators recurse over them."""
+
 _WITH_DATA = ("reset", "step", "mcp", "turnwise")
 _BARE = ("state", "close")
 _LONG, _LONG_BYTES = re.compile(r"[0-9]{19}"), re.compile(rb"[0-9]{19}")
@@ -68,7 +71,7 @@ def request(text: str | bytes) -> tuple[str, dict[str, Any]]:
     Raises:
         FrameError: It is no JSON, or no request.
     """
-    frame = load(text)
+    frame = asked(text)
     if type(frame) is not dict:
         raise FrameError("VALIDATION_ERROR", f"a frame is a JSON object; found {_kind(frame)}")
     kind = frame.get("type")
@@ -90,6 +93,31 @@ def request(text: str | bytes) -> tuple[str, dict[str, Any]]:
         raise FrameError("UNKNOWN_TYPE", f"Unknown message type: {str(kind)[:80]}; allowed: {allowed}")
     extra = ", ".join(key[:40] for key in frame if key != "type" and (key != "data" or kind in _BARE))
     raise FrameError("VALIDATION_ERROR", f"a '{kind}' frame has no such keys: {extra}")
+
+
+def asked(text: str | bytes) -> Any:
+    """What a client sends: `load` and `shallow`.
+
+    Raises:
+        FrameError: It is no JSON, or nested too deeply.
+    """
+    value = load(text)
+    return value if len(text) <= DEPTH else shallow(value)
+
+
+def shallow(value: Any) -> Any:
+    """The value itself.
+
+    Raises:
+        FrameError: It is nested more than `DEPTH` deep.
+    """
+    level = [value]
+    for _ in range(DEPTH + 1):
+        nested = [part for part in level if isinstance(part, dict | list)]
+        level = [one for part in nested for one in (part.values() if isinstance(part, dict) else part)]
+        if not level:
+            return value
+    raise FrameError("VALIDATION_ERROR", f"JSON is nested at most {DEPTH} deep; flatten it")
 
 
 def load(text: str | bytes) -> Any:

@@ -27,6 +27,8 @@ from turnwise.openenv.server.settings import Settings
 from turnwise.openenv.server.socket import Socket
 from turnwise.openenv.server.tasks import task_router
 
+GRACE_SECONDS = 5
+"""How long requests that run may take to end once the server is told to stop."""
 API_VERSION = "1.0.0"
 """Of OpenEnv's HTTP API; ``openenv validate`` looks for it in ``/openapi.json``."""
 
@@ -50,9 +52,11 @@ def add_routes(app: FastAPI, served: Served, settings: Settings) -> None:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
-        async with own(app) as state:
-            yield state
-        await sessions.aclose()
+        try:
+            async with own(app) as state:
+                yield state
+        finally:
+            await sessions.aclose()
 
     app.router.lifespan_context = lifespan
     app.state.sessions = sessions
@@ -85,6 +89,7 @@ def uvicorn_config(app: FastAPI, *, host: str, port: int, **more: Any) -> uvicor
         ws_max_size=settings.max_frame,
         ws_ping_interval=settings.ping_interval,
         ws_ping_timeout=settings.ping_interval,
+        timeout_graceful_shutdown=GRACE_SECONDS,
         access_log=False,
         **more,
     )

@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 
 from fastapi import APIRouter, Body, Cookie, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from turnwise.errors import ActionError, EnvError, TurnwiseError, message_of
 from turnwise.openenv import wire
@@ -32,7 +32,16 @@ RETRY_SECONDS = 5
 SessionCookie = Annotated[str | None, Cookie(alias=COOKIE, include_in_schema=False)]
 
 
-class ResetRequest(BaseModel):
+class ShallowModel(BaseModel):
+    """A body that nothing recurses over too far."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shallow(cls, body: Any) -> Any:
+        return wire.shallow(body)
+
+
+class ResetRequest(ShallowModel):
     """``/reset``; whatever else it holds is for the environment."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [{"seed": 42}, {}]})
@@ -41,7 +50,7 @@ class ResetRequest(BaseModel):
     episode_id: str | None = Field(None, max_length=255, description="Names the episode for later requests.")
 
 
-class StepRequest(BaseModel):
+class StepRequest(ShallowModel):
     """``/step``."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [{"action": {"value": 1}}]})
@@ -49,7 +58,9 @@ class StepRequest(BaseModel):
     action: dict[str, Any] = Field(description="As /schema describes it.")
     timeout_s: float | None = Field(None, gt=0, description="How long it may take, in seconds.")
     episode_id: str | None = Field(None, max_length=255, description="Of the reset; else the cookie's.")
-    request_id: str | None = Field(None, max_length=255, description="Comes back as X-Request-Id.")
+    request_id: str | None = Field(
+        None, max_length=255, pattern="^[ -~]*$", description="ASCII; comes back as X-Request-Id."
+    )
 
 
 class StepResponse(BaseModel):
@@ -188,7 +199,7 @@ def control_router(sessions: Sessions) -> APIRouter:
             answer = await session.step(request.action, seconds=request.timeout_s)
         response = _json(wire.body(answer))
         if request.request_id is not None:
-            response.headers["X-Request-Id"] = request.request_id.encode("ascii", "replace").decode()
+            response.headers["X-Request-Id"] = request.request_id
         return response
 
     @router.get("/state", response_model=StateResponse, responses=_FAILURES, summary="The episode's state")

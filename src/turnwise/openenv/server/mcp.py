@@ -269,7 +269,7 @@ def load(text: str | bytes) -> Any:
         RpcError: It is no JSON.
     """
     try:
-        return wire.load(text)
+        return wire.asked(text)
     except wire.FrameError as error:
         raise RpcError(PARSE_ERROR, f"Parse error: {error}") from error
 

@@ -36,6 +36,7 @@ from turnwise.openenv import (
 )
 from turnwise.openenv.client.env_client import ConnectError, ReplyTimeoutError, ServerError
 from turnwise.openenv.client.mcp_client import ToolCallError
+from turnwise.openenv.client.socket import EnvSocket
 from turnwise.openenv.run import ProcessProvider, StartError
 
 SERVER = """
@@ -427,6 +428,25 @@ def test_a_full_server_is_waited_for(url: str) -> None:
             assert (await asked).observation.total == 9
         for client in clients:
             await client.close()
+
+    asyncio.run(play())
+
+
+def test_two_first_calls_at_once_are_of_one_session(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[EnvSocket] = []
+    opens = EnvSocket.open
+
+    async def counted(*args: Any, **kwargs: Any) -> EnvSocket:
+        opened.append(await opens(*args, **kwargs))
+        return opened[-1]
+
+    monkeypatch.setattr(EnvSocket, "open", counted)
+
+    async def play() -> None:
+        client = Untyped(url)
+        result, state = await asyncio.gather(client.reset(start=5), client.state())
+        assert (result.observation.total, state["total"], len(opened)) == (5, 5, 1)
+        await client.close()
 
     asyncio.run(play())
 

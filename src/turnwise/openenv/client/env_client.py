@@ -101,6 +101,7 @@ class EnvClient(ABC, Generic[ActT, ObsT, StateT]):
         self._headers = bearer(token)
         self._socket: EnvSocket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._connecting = asyncio.Lock()
         self._begun = False
         """Something was answered on this connection, which a new one would know nothing of."""
 
@@ -176,6 +177,10 @@ class EnvClient(ABC, Generic[ActT, ObsT, StateT]):
             ConnectError: Nobody answers there.
             EnvSpecError: It was connected from another event loop.
         """
+        async with self._connecting:  # two first calls at once are of one session
+            return await self._connected()
+
+    async def _connected(self) -> Self:
         loop = asyncio.get_running_loop()
         if self._socket is not None:
             if self._loop is not loop:

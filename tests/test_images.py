@@ -68,6 +68,17 @@ def shown(*blocks: ImageBlock, id: str = "rl/0/e/0/s0") -> object:
     return replace(base, segments=(replace(first, prompt=(said,)), *base.segments[1:]))
 
 
+@pytest.mark.parametrize("name", ["../secret", "", "0" * 63, "0" * 64 + "\n", "F" * 64])
+def test_a_name_that_is_no_hash_is_no_path(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret.png").write_bytes(b"not yours")
+    store = ImageStore()
+    store.look_in(tmp_path / "images")
+    with pytest.raises(StoreError, match="64 hex digits"):
+        store.read(name)
+    with pytest.raises(StoreError, match="64 hex digits"):
+        ImageFolder(tmp_path / "images").keep([name])
+
+
 def test_a_run_keeps_what_its_trajectories_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told, task, nobody = (images.put(picture(color)) for color in ("red", "blue", "green"))
     run = RunDir(tmp_path / "run")

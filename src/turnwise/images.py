@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -34,6 +35,7 @@ MEMORY = 256 << 20
 """Bytes of image files that are kept in memory."""
 FILES = "[0-9a-f]" * 64 + ".png"
 """What images are called in a run's directory, as a pattern: others there are somebody else's."""
+_NAME = re.compile("[0-9a-f]{64}")
 _AS_THEY_ARE = ("1", "L", "LA", "P", "RGB", "RGBA")
 """Modes that a PNG holds without loss; others are stored as RGB, which is what models are shown anyway."""
 
@@ -275,4 +277,6 @@ def _opened(data: bytes, what: str) -> Image:
 
 
 def _file(folder: Path, sha256: str) -> Path:
+    if _NAME.fullmatch(sha256) is None:  # Whoever sends a row or a message writes it.
+        raise StoreError(f"no image is called {sha256!r:.80}: they are called by a SHA-256, 64 hex digits")
     return folder / f"{sha256}.png"

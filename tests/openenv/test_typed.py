@@ -272,7 +272,7 @@ def test_metadata_that_is_no_json_is_named_and_the_rest_is_sent() -> None:
 
 
 def test_a_reward_may_be_true_and_an_observation_a_mapping() -> None:
-    assert odd_answer("true")["data"]["reward"] == 1.0
+    assert odd_answer("true")["data"]["reward"] is True  # As openenv-core sends it.
     answer = odd_answer("mapping")["data"]
     assert (answer["observation"], answer["reward"], answer["done"]) == ({"value": 3}, 2.0, True)
 

@@ -226,7 +226,7 @@ class TypedSession:
         if metadata:
             metadata = _sendable(metadata)
         try:
-            paid = None if reward is None else float(reward)
+            paid = reward if reward is None or isinstance(reward, bool) else float(reward)
         except (TypeError, ValueError):
             raise EnvError(f"{self._what}: {what} paid {reward!r:.80}, which is no number") from None
         return Answer(observation=fields, reward=paid, done=bool(done), metadata=metadata)

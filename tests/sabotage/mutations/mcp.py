@@ -70,7 +70,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         name="typed_reward_of_nothing",
         why="a step that pays nothing counts as one that pays zero",
         file="openenv/typed_session.py",
-        old="paid = None if reward is None else float(reward)",
+        old="paid = reward if reward is None or isinstance(reward, bool) else float(reward)",
         new="paid = float(reward or 0.0)",
         tests=(TYPED + "test_a_subclass_of_their_client_plays_a_whole_episode",),
     ),

@@ -243,6 +243,24 @@ def test_headers_go_to_no_other_server(path: str) -> None:
     assert stolen == []
 
 
+def test_an_address_is_settled_where_its_redirects_lead() -> None:
+    async def main() -> None:
+        async def leading(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode()
+            body = b'{"name": "it", "properties": {}}'
+            head = "200 OK" if path.startswith("/env/") else f"308 Permanent Redirect\r\nLocation: /env{path}"
+            end = f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+            writer.write(f"HTTP/1.1 {head}\r\n{end}".encode() + body)
+            writer.close()
+
+        async with await asyncio.start_server(leading, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{port_of(server)}"
+            about = await look(url, {})
+            assert (about.url, about.name) == (f"{url}/env", "it")
+
+    asyncio.run(main())
+
+
 def port_of(server: asyncio.Server) -> int:
     port: int = server.sockets[0].getsockname()[1]
     return port

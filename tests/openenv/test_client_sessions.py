@@ -16,6 +16,7 @@ from turnwise.envs.registry import make
 from turnwise.envs.session import Session
 from turnwise.errors import EnvError, EnvHungError, EnvSpecError
 from turnwise.openenv.client import balance, remote
+from turnwise.openenv.client.discovery import action_schema, typed_action
 from turnwise.openenv.client.options import Options
 from turnwise.openenv.client.remote import RemoteSpec, discover
 from turnwise.openenv.client.session import RemoteSession
@@ -69,6 +70,15 @@ async def _answer(session: Session, act: ToolCall | str) -> Any:
 
 
 # -- typed actions --------------------------------------------------------------------------------------
+
+
+def test_an_action_by_reference_is_what_it_names_and_no_schema_is_told() -> None:
+    fields = {"title": "MoveAction", "properties": {"column": {"type": "integer"}}, "required": ["column"]}
+    found = action_schema({"$ref": "#/$defs/MoveAction", "$defs": {"MoveAction": fields}}, "http://there")
+    assert typed_action(found, "http://there").schema.name == "move"
+    for wrong in ([], None, {"properties": []}, {"properties": {"a": 1}}, {"required": 3}, {"$defs": 1}):
+        with pytest.raises(EnvSpecError, match=r"http://there/schema: .*no JSON schema"):
+            action_schema(wrong, "http://there")
 
 
 def test_a_typed_action_becomes_one_tool(guess: Serving) -> None:

@@ -101,7 +101,7 @@ async def look(url: str, headers: Mapping[str, str]) -> About:
         tasks_path = await _tasks_path(client, name) if schemas else None
     if not schemas:
         raise EnvSpecError(f"{url}: there is neither /metadata nor /schema: no OpenEnv server, or one of 0.1")
-    action = schemas.get("action", {})
+    action = action_schema(schemas.get("action", {}), url)
     return About(
         name=name,
         url=url,
@@ -135,6 +135,24 @@ async def mcp_tools(socket: EnvSocket, about: About, seconds: float) -> tuple[To
     if len(set(names)) < len(names):
         raise EnvSpecError(f"{socket.url}: two tools have the same name: {', '.join(sorted(names))}")
     return tools
+
+
+def action_schema(said: Any, url: str) -> Mapping[str, Any]:
+    """The JSON schema of a server's actions; one that is a ``$ref`` is what that names.
+
+    Raises:
+        EnvSpecError: It is none.
+    """
+    action = _object(said)
+    if isinstance(where := action.get("$ref"), str):
+        action = {**action, **_object(_object(action.get("$defs")).get(where.removeprefix("#/$defs/")))}
+    parts = [action.get("properties", {}), action.get("$defs", {})]
+    well = all(
+        isinstance(part, Mapping) and all(isinstance(one, Mapping) for one in part.values()) for part in parts
+    )
+    if not (isinstance(said, Mapping) and well and isinstance(action.get("required", []), list)):
+        raise EnvSpecError(f"{url}/schema: the action's is no JSON schema of an object: {said!r:.200}")
+    return action
 
 
 def typed_action(action: Mapping[str, Any], url: str) -> TypedAction:

@@ -9,11 +9,16 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from tests.openenv.serving import Serving, as_app, running
+from tests.openenv.written import TYPED, written
+from typer.testing import CliRunner
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from turnwise.cli import env_serve
+from turnwise.cli.env import app as cli
 from turnwise.cli.env_serve import chosen_token
 from turnwise.openenv.server.access import loopback
+from turnwise.openenv.server.create import create_app
 from turnwise.openenv.server.settings import Settings
 
 TOKEN = "sesame"
@@ -97,10 +102,44 @@ def test_pages_of_other_sites_are_refused(server: Serving, origin: str, let_in: 
     )
 
 
-def test_a_name_that_points_here_makes_no_page_ours(server: Serving) -> None:
+@pytest.fixture(scope="module")
+def tokenless() -> Iterator[Serving]:
+    with running(as_app("echo", Settings(origins=("https://play.example",)))) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost"}, 200),
+        ({"Host": "[::1]:8000"}, 200),
+        ({"Host": "evil.example", "Origin": "http://evil.example"}, 403),
+        ({"Host": "evil.example:8000"}, 403),  # A page's own GETs name no origin.
+        ({"Host": "[evil"}, 403),
+        ({"Origin": "http://[evil"}, 403),
+        ({"Host": "play.example"}, 200),  # As a proxy on this machine passes it on.
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "https://play.example"}, 200),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+    ],
+)
+def test_a_name_that_points_here_makes_no_page_ours(
+    tokenless: Serving, headers: dict[str, str], status: int
+) -> None:
     """DNS rebinding: the browser thinks that the page and the server are one."""
-    headers = {**bearer(), "Host": "evil.example", "Origin": "http://evil.example"}
-    assert httpx.get(server.url + "/metadata", headers=headers).status_code == 403
+    assert httpx.get(tokenless.url + "/metadata", headers=headers).status_code == status
+
+
+def test_a_link_leads_to_the_page(tokenless: Serving) -> None:
+    answer = httpx.get(tokenless.url + "/web", headers={"Sec-Fetch-Site": "cross-site"})
+    assert answer.status_code == 200
+
+
+def test_behind_a_proxy_on_this_machine_the_token_opens_to_its_own_page(server: Serving) -> None:
+    headers = {"Host": "envs.example", "Origin": "https://envs.example"}
+    assert httpx.get(server.url + "/metadata", headers={**bearer(), **headers}).status_code == 200
+    assert httpx.get(server.url + "/metadata", headers=headers).status_code == 401
 
 
 def test_a_body_that_is_too_big_is_refused(server: Serving) -> None:
@@ -125,6 +164,25 @@ def test_where_other_machines_connect_a_token_is_asked_for(monkeypatch: pytest.M
     assert chosen_token("127.0.0.1", "mine") == "mine"
     monkeypatch.setenv("TURNWISE_TOKEN", "kept")
     assert chosen_token("0.0.0.0", None) == "kept"
+
+
+@pytest.mark.parametrize(("said", "token"), [(None, None), ("", None), ("none", None), ("sesame", "sesame")])
+def test_an_application_takes_its_token_from_where_it_runs(
+    monkeypatch: pytest.MonkeyPatch, said: str | None, token: str | None
+) -> None:
+    monkeypatch.delenv("TURNWISE_TOKEN", raising=False)
+    if said is not None:
+        monkeypatch.setenv("TURNWISE_TOKEN", said)
+    module = written(TYPED, "ours")
+    assert create_app(module.Guessing, module.Guess, module.Told).state.sessions.settings.token == token
+
+
+def test_the_command_lets_origins_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Settings] = {}
+    monkeypatch.setattr(env_serve, "serve", lambda spec, *, settings, **more: given.update({spec: settings}))
+    command = ["serve", "echo", "--origin", "https://a.example", "--origin", "https://b.example"]
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    assert given["echo"].origins == ("https://a.example", "https://b.example")
 
 
 @pytest.mark.parametrize(

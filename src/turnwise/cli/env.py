@@ -133,6 +133,10 @@ def serve_environment(
             "other machines can connect; else read from TURNWISE_TOKEN."
         ),
     ] = None,
+    origin: Annotated[
+        list[str] | None,
+        typer.Option(help="A web page's origin, beside its own, that may talk to it: https://play.example."),
+    ] = None,
 ) -> None:
     """Serve an environment to OpenEnv's clients and to Turnwise's, until Ctrl-C."""
     from turnwise.cli.env_serve import chosen_token, serve
@@ -143,6 +147,7 @@ def serve_environment(
         queue=queue,
         idle_timeout=idle_timeout or None,
         token=chosen_token(host, token),
+        origins=tuple(origin or ()),
     )
     serve(spec, args=parse_args(arg or []), host=host, port=port, token=token, settings=settings)
 

@@ -2,7 +2,9 @@
 
 ``/health`` answers anybody. A program brings ``Authorization: Bearer TOKEN``. A browser opens
 ``/web?token=TOKEN`` once and has a cookie from then on, which pages of other sites cannot use: a request that
-names another origin is refused, token or not, so that no page somebody happens to visit plays here.
+names another origin is refused, token or not, so that no page somebody happens to visit plays here. Where
+this machine alone connects and no token is asked for, requests must name it by a name of its own too: a name
+that somebody points at 127.0.0.1 would make any page this server's own.
 """
 
 from __future__ import annotations
@@ -53,11 +55,21 @@ class Access:
 
     def _refusal(self, scope: Scope, headers: dict[bytes, str]) -> Response | None:
         origin = headers.get(b"origin")
-        if origin is not None and not self._own(origin, headers.get(b"host", ""), scope):
+        if origin is not None and not self._own(origin, headers.get(b"host", "")):
             return _error(
                 403, f"the origin {origin[:100]} may not talk to this server; allow it in `origins`"
             )
+        page = scope["path"] in ENTRANCE or scope["path"].startswith("/web/")
         token = self.settings.token
+        if token is None and _is_local(scope) and scope["path"] not in OPEN:
+            host = headers.get(b"host", "")
+            if not self._names_us(host):
+                return _error(
+                    403, f"the name {host[:100]} is not this server's; allow its origin in `origins`"
+                )
+            # Requests of pages that bring no Origin: images, scripts, forms that get.
+            if origin is None and not page and headers.get(b"sec-fetch-site") == "cross-site":
+                return _error(403, "pages of other sites may not talk to this server")
         if token is None or scope["path"] in OPEN:
             return None
         scheme, _, brought = headers.get(b"authorization", "").partition(" ")
@@ -72,7 +84,6 @@ class Access:
                 entered = RedirectResponse(scope["path"] + (f"?{rest}" if rest else ""), 303)
                 entered.set_cookie(COOKIE, token, httponly=True, samesite="strict")
                 return entered
-        page = scope["path"] in ENTRANCE or scope["path"].startswith("/web/")
         if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and page:
             return None  # The page says nothing by itself, and asks for the token.
         refused = _error(
@@ -81,15 +92,17 @@ class Access:
         refused.headers["WWW-Authenticate"] = "Bearer"
         return refused
 
-    def _own(self, origin: str, host: str, scope: Scope) -> bool:
+    def _own(self, origin: str, host: str) -> bool:
         if "*" in self.settings.origins or origin in self.settings.origins:
             return True
-        if urlsplit(origin).netloc.lower() != host.lower() or not host:
-            return False
-        # A name that somebody points at 127.0.0.1 makes any page this server's own; on loopback only
-        # loopback's names are its own.
-        server = scope.get("server")
-        return not (server and loopback(server[0])) or loopback(urlsplit(f"//{host}").hostname or "")
+        return bool(host) and _place(origin) == host.lower()
+
+    def _names_us(self, host: str) -> bool:
+        """Whether a Host is loopback's or, as behind a proxy, an allowed origin's; programs may send none."""
+        allowed = {_place(origin) for origin in self.settings.origins}
+        return (
+            not host or "*" in self.settings.origins or host.lower() in allowed or loopback(_hostname(host))
+        )
 
     async def _bounded(self, scope: Scope, headers: dict[bytes, str], receive: Receive, send: Send) -> None:
         limit = self.settings.max_frame
@@ -118,6 +131,22 @@ def loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_local(scope: Scope) -> bool:
+    server = scope.get("server")
+    return server is not None and loopback(server[0])
+
+
+def _place(origin: str) -> str:
+    return origin.partition("://")[2].lower()
+
+
+def _hostname(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # A bracket that nothing closes.
+        return ""
 
 
 async def _refuse_socket(scope: Scope, refusal: Response, receive: Receive, send: Send) -> None:

@@ -28,7 +28,8 @@ from turnwise.openenv.typed import CALL_SECONDS, TypedEnv
 log = logging.getLogger(__name__)
 
 TOKEN = "TURNWISE_TOKEN"
-"""Where an application takes its token from that is started by other means than `turnwise env serve`."""
+"""Where an application takes its token from that is started by other means than `turnwise env serve`;
+as there, ``none`` asks for none."""
 Mode = Literal["simulation", "production"]
 
 
@@ -143,7 +144,8 @@ def _made(
         raise EnvSpecError(
             "Cannot specify both 'max_concurrent_envs' and 'concurrency_config': the second holds the first"
         )
-    settings = settings or Settings(token=os.environ.get(TOKEN) or None)
+    token = os.environ.get(TOKEN)
+    settings = settings or Settings(token=None if token in ("", "none") else token)
     if concurrency_config is not None:
         max_concurrent_envs = concurrency_config.max_concurrent_envs
         if concurrency_config.session_timeout is not None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import uvicorn
@@ -199,6 +202,9 @@ class Letters(Environment[LetterAction, LetterObservation, State]):
     SUPPORTS_CONCURRENT_SESSIONS = True
     seconds = 0.0
     """A step takes so long."""
+    last: ClassVar[int | None] = None
+    """The process ends in the middle of this step, counted over all episodes."""
+    _steps: ClassVar[Iterator[int]] = itertools.count(1)
 
     def reset(self, seed: int | None = None, episode_id: str | None = None, **_: Any) -> LetterObservation:
         self.turns = 0
@@ -206,6 +212,8 @@ class Letters(Environment[LetterAction, LetterObservation, State]):
 
     def step(self, action: LetterAction, timeout_s: float | None = None, **_: Any) -> LetterObservation:
         self.turns += 1
+        if next(self._steps) == self.last:
+            os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(self.seconds)
         vowels = sum(letter in "aeiou" for letter in action.message) / max(len(action.message), 1)
         return LetterObservation(text="More.", reward=vowels, done=self.turns == 3)
@@ -228,10 +236,10 @@ def _free_port() -> int:
 class Process:
     """A server in a process of its own, to be killed: ``letters`` or ``slow``."""
 
-    def __init__(self, name: str, port: int | None = None) -> None:
+    def __init__(self, name: str, port: int | None = None, *, last: int | None = None) -> None:
         self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", "tests.openenv.foreign", name, str(self.port)]
+        command = [sys.executable, "-m", "tests.openenv.foreign", name, str(self.port), str(last or 0)]
         # What it logs when connections are torn is of no interest, and long.
         self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
@@ -245,12 +253,16 @@ class Process:
                 assert self._process.poll() is None, "the server did not start"
                 time.sleep(0.05)
 
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
     def kill(self) -> None:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
 
 if __name__ == "__main__":
-    Letters.seconds = 0.05
+    Letters.seconds, Letters.last = 0.05, int(sys.argv[3]) or None
     app = {"letters": letters_app, "slow": slow_app}[sys.argv[1]]()
     uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="error")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,25 +96,27 @@ def test_turnwise_run_trains_on_a_server(tmp_path: Path, model: Path) -> None:
     rewards = [one["reward/letters"] for one in played]
     assert len(rewards) == 20
     assert sum(rewards[-5:]) > 1.3 * sum(rewards[:5])
-    assert all(one["turns/letters"] == 3 and one["failed/letters"] == 0 for one in played)
+    # Three steps each; what reads as a call is told that there are no tools, which takes another turn.
+    assert all(3 <= one["turns/letters"] <= 4 and one["failed/letters"] == 0 for one in played)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2 * SECONDS)
 def test_a_server_killed_in_the_middle(tmp_path: Path, model: Path) -> None:
     """Its episodes fail and are counted; the others and the run go on with the server that is left."""
-    servers = [foreign.Process("letters"), foreign.Process("letters")]
+    # Some 24 steps of each update are one server's: it ends in the middle of the second.
+    servers = [foreign.Process("letters", last=36), foreign.Process("letters")]
     try:
         file = recipe(tmp_path, model, [server.ready().url for server in servers], steps=6)
         with training(file) as process:
-            while len(updates(file)) < 2 and process.poll() is None:
-                time.sleep(0.02)
-            servers[0].kill()
             played = finished(process, file)
+        assert servers[0].ended and not servers[1].ended
     finally:
         for server in servers:
             server.kill()
     assert len(played) == 6
     failed = [one["failed/letters"] for one in played]
-    assert sum(failed) > 0 and failed[-1] == 0
+    # A group that was on that server alone is played again as a whole, and none of it has failed.
+    again = sum(one["scheduler/retried_groups"] for one in played)
+    assert sum(failed) + again > 0 and failed[-1] == 0, (played, file.with_name("said.txt").read_text())
     assert all(one["forfeited/letters"] == 0 for one in played)

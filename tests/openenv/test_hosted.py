@@ -10,7 +10,7 @@ import pytest
 
 from turnwise.envs.base import Env, tool
 from turnwise.errors import ActionError, EnvError, ScoringError
-from turnwise.openenv import wire
+from turnwise.openenv import payload
 from turnwise.openenv.hosted import hosted
 from turnwise.openenv.hosted_session import HostedSession
 from turnwise.openenv.served import Answer
@@ -245,7 +245,7 @@ def test_what_no_reset_takes(reset: Mapping[str, Any]) -> None:
 
 def test_what_peers_ask() -> None:
     async def teacher(session: HostedSession) -> Any:
-        told = wire.message(Message.user("hello"))
+        told = payload.message(Message.user("hello"))
         return await session.ask("teacher", {"messages": [told, told]})
 
     async def key(session: HostedSession) -> Any:

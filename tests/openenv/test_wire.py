@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from turnwise import images
 from turnwise.errors import ActionError, EnvError, EnvHungError
-from turnwise.openenv import wire
+from turnwise.openenv import payload, wire
 from turnwise.openenv.served import Answer
 from turnwise.types import Message, TextBlock, ToolCall
 
@@ -128,20 +128,20 @@ MESSAGES = [
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda one: one.role)
 def test_messages_cross_whole(message: Message) -> None:
-    assert wire.read_message(wire.load(wire.dump(wire.message(message)))) == message
+    assert payload.read_message(wire.load(wire.dump(payload.message(message)))) == message
 
 
 def test_images_cross_in_messages_and_tasks() -> None:
     image = pytest.importorskip("PIL.Image")
     block = images.put(image.new("RGB", (4, 3), "red"))
     message = Message.user((TextBlock(text="look"), block))
-    crossed = wire.load(wire.dump(wire.message(message)))
+    crossed = wire.load(wire.dump(payload.message(message)))
     assert crossed["content"][1]["image_url"]["url"].startswith("data:image/png;base64,")
-    assert wire.read_message(crossed) == message
+    assert payload.read_message(crossed) == message
     row = {"picture": images.as_json(image.new("L", (2, 2))), "deep": [{"n": 1}]}
-    sent = wire.load(wire.dump(wire.task(row)))
+    sent = wire.load(wire.dump(payload.task(row)))
     assert sent["picture"]["file"]
-    assert wire.read_task(sent) == row
+    assert payload.read_task(sent) == row
 
 
 def test_an_image_arrives_where_it_was_not_known(tmp_path: Path) -> None:
@@ -153,11 +153,11 @@ def test_an_image_arrives_where_it_was_not_known(tmp_path: Path) -> None:
     block = images.put(image.new("RGB", (5, 3), "blue"))
     file = tmp_path / "message.json"
     row = {"p": images.as_json(image.new("RGB", (1, 9)))}
-    file.write_bytes(wire.dump({"m": wire.message(Message.user((block,))), "t": wire.task(row)}))
+    file.write_bytes(wire.dump({"m": payload.message(Message.user((block,))), "t": payload.task(row)}))
     script = (
-        "import sys, json; from turnwise import images; from turnwise.openenv import wire\n"
-        f"data = json.load(open({str(file)!r})); (block,) = wire.read_message(data['m']).content\n"
-        "row = wire.read_task(data['t'])\n"
+        "import sys, json; from turnwise import images; from turnwise.openenv import payload\n"
+        f"data = json.load(open({str(file)!r})); (block,) = payload.read_message(data['m']).content\n"
+        "row = payload.read_task(data['t'])\n"
         "print(block.sha256, images.load(block.sha256).size, images.revived(row)['p'].size)"
     )
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
@@ -179,4 +179,4 @@ def test_an_image_arrives_where_it_was_not_known(tmp_path: Path) -> None:
 )
 def test_what_is_no_message_is_refused(message: Any) -> None:
     with pytest.raises(ActionError):
-        wire.read_message(message)
+        payload.read_message(message)

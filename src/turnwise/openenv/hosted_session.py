@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from turnwise.envs.session import Session
 from turnwise.errors import ActionError, EnvError, ScoringError
-from turnwise.openenv import wire
+from turnwise.openenv import payload
 from turnwise.openenv.served import Answer, CallAnswer
 from turnwise.types import Content, ImageBlock, Message, Step, TextBlock, ToolCall, ToolResult
 
@@ -60,7 +60,7 @@ class HostedSession:
         if seed is None:
             seed = random.getrandbits(32)
         task, place = (
-            (wire.read_task(data["task"]), {}) if "task" in data else await self._served.row(data, seed)
+            (payload.read_task(data["task"]), {}) if "task" in data else await self._served.row(data, seed)
         )
         self._done = True
         messages = await self._session.reset(task, seed)
@@ -126,7 +126,7 @@ class HostedSession:
             told = data.get("messages")
             if not isinstance(told, list):
                 raise ActionError('teacher needs {"messages": […]}')
-            return wire.message(await self._session.teacher([wire.read_message(one) for one in told]))
+            return payload.message(await self._session.teacher([payload.read_message(one) for one in told]))
         if method == "state_key":
             return await self._session.state_key()
         raise ActionError(f"no such method: {method[:80]}; there are reward, teacher and state_key")
@@ -153,7 +153,7 @@ class HostedSession:
             failed = result.error
             seen: dict[str, Any] = {
                 "tool_name": name,
-                "result": None if failed else wire.content(result.content),
+                "result": None if failed else payload.content(result.content),
                 "error": {"error_type": _ERROR_TYPES[failed], "message": _text(result.content)}
                 if failed
                 else None,
@@ -294,11 +294,11 @@ def _reply(action: Mapping[str, Any]) -> str:
 
 def _seen(messages: Sequence[Message]) -> dict[str, Any]:
     text = messages[0].text if len(messages) == 1 else "\n\n".join(one.text for one in messages)
-    return {"text": text, "messages": [wire.message(one) for one in messages]}
+    return {"text": text, "messages": [payload.message(one) for one in messages]}
 
 
 def _blocks(content: Content) -> list[dict[str, Any]] | None:
-    found = None if isinstance(content, str) else wire.content(content)
+    found = None if isinstance(content, str) else payload.content(content)
     return found if isinstance(found, list) else None
 
 
@@ -311,7 +311,7 @@ def _text(content: Content) -> str:
 def _mcp_content(content: Content) -> list[dict[str, Any]]:
     blocks = (TextBlock(text=content),) if isinstance(content, str) else content
     return [
-        {"type": "image", "data": wire.data_url(block).partition(",")[2], "mimeType": block.media_type}
+        {"type": "image", "data": payload.data_url(block).partition(",")[2], "mimeType": block.media_type}
         if isinstance(block, ImageBlock)
         else {"type": "text", "text": block.text}
         for block in blocks

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from turnwise.envs import observe
 from turnwise.envs.session import Limits
 from turnwise.errors import ActionError, EnvError, ImageError, ScoringError
-from turnwise.openenv import wire
+from turnwise.openenv import payload
 from turnwise.openenv.client.session import Remote, RemoteSession, failure
 from turnwise.types import Content, Message, Step, Task
 
@@ -59,8 +59,8 @@ class PeerSession(RemoteSession):
 
     async def teacher(self, messages: Sequence[Message]) -> Message:
         """What the environment's demonstrator says."""
-        said = await self._asked("teacher", messages=[wire.message(one) for one in messages])
-        return _read(lambda: wire.read_message(said), self._what("teacher"))
+        said = await self._asked("teacher", messages=[payload.message(one) for one in messages])
+        return _read(lambda: payload.read_message(said), self._what("teacher"))
 
     async def state_key(self) -> str | None:
         """The key of the present state; an environment that defines none is asked once."""
@@ -79,7 +79,7 @@ class PeerSession(RemoteSession):
         return (
             {"seed": seed}
             if not row and self._remote.about.splits
-            else {"seed": seed, "task": wire.task(row)}
+            else {"seed": seed, "task": payload.task(row)}
         )
 
     async def _begun(self, data: Mapping[str, Any], what: str) -> tuple[Message, ...]:
@@ -95,7 +95,7 @@ class PeerSession(RemoteSession):
         error = metadata["error"]
         if error is not None:
             return observation["error"]["message"], error, None
-        content = self._limited(_read(lambda: wire.read_content(observation["result"]), what))
+        content = self._limited(_read(lambda: payload.read_content(observation["result"]), what))
         step = self._step(content, metadata)
         bare = step.reward is None and not (step.terminated or step.truncated or step.info)
         return content, None, None if bare else step
@@ -118,7 +118,7 @@ class PeerSession(RemoteSession):
 
     def _messages(self, data: Mapping[str, Any], what: str) -> tuple[Message, ...]:
         told = data["observation"]["messages"]
-        return tuple(_read(lambda: [wire.read_message(one) for one in told], what))
+        return tuple(_read(lambda: [payload.read_message(one) for one in told], what))
 
     def _step(self, observation: Content | list[Message], metadata: Mapping[str, Any]) -> Step:
         return Step(

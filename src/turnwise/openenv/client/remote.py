@@ -23,7 +23,7 @@ import httpx
 from turnwise.envs import observe
 from turnwise.envs.session import Limits, Session
 from turnwise.errors import EnvError, EnvLostError, EnvSpecError, TaskError
-from turnwise.openenv import wire
+from turnwise.openenv import payload
 from turnwise.openenv.client import background
 from turnwise.openenv.client.balance import servers
 from turnwise.openenv.client.discovery import About, http, look, mcp_tools, typed_action
@@ -91,7 +91,7 @@ class RemoteSpec:
         what = f"environment {self.name}: tasks('{split}')"
         for number, row in enumerate(self._listed(f"{path}/tasks", split, what)):
             if self.remote.about.peer:
-                yield wire.read_task(row["task"])
+                yield payload.read_task(row["task"])
             else:  # By these two a reset finds it again.
                 yield {"split": split, "index": number, **observe.task_row(row, f"{what}: row {number}")}
 

@@ -21,7 +21,7 @@ from fastapi import APIRouter, HTTPException, Path, Response
 from pydantic import BaseModel, Field
 
 from turnwise.errors import TaskError
-from turnwise.openenv import wire
+from turnwise.openenv import payload, wire
 from turnwise.openenv.served import Served
 
 KINDS = ("train", "validation", "test")
@@ -104,7 +104,7 @@ def task_router(served: Served) -> APIRouter:
 
 
 def _task(split: str, index: int, row: Any) -> dict[str, Any]:
-    return {"id": f"{split}-{index}", "index": index, "split": split, "task": wire.task(row)}
+    return {"id": f"{split}-{index}", "index": index, "split": split, "task": payload.task(row)}
 
 
 def _json(value: Any) -> Response:

@@ -13,6 +13,8 @@ SRC = Path(__file__).parents[1] / "src/turnwise"
 
 FREE = {"types", "errors"}
 """Every room may import these."""
+STAGES = {"envs", "openenv", "chat", "engines", "rollout", "learn", "view", "store", "config", "recipe"}
+"""What stages are made of."""
 TABLE: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
@@ -43,48 +45,9 @@ TABLE: dict[str, set[str]] = {
     "rollout": {"envs", "chat", "config", "engines.base", "images"},
     "learn": {"chat", "config", "store", "checkpoints", "images"},
     "view": {"store", "config", "recipe", "codec", "journal"},
-    "pipeline": {
-        "envs",
-        "openenv",
-        "chat",
-        "engines",
-        "rollout",
-        "learn",
-        "view",
-        "store",
-        "config",
-        "recipe",
-        "codec",
-    },
-    "compat": {
-        *(
-            "envs",
-            "openenv",
-            "chat",
-            "engines",
-            "rollout",
-            "learn",
-            "view",
-            "pipeline",
-            "store",
-            "config",
-            "recipe",
-        ),
-        *("recipe_rules", "checkpoints", "codec", "images", "journal"),
-    },
-    "cli": {
-        "envs",
-        "openenv",
-        "chat",
-        "engines",
-        "rollout",
-        "learn",
-        "view",
-        "pipeline",
-        "store",
-        "config",
-        "recipe",
-    },
+    "pipeline": {*STAGES, "codec"},
+    "compat": {*STAGES, "pipeline", "recipe_rules", "checkpoints", "codec", "images", "journal"},
+    "cli": {*STAGES, "pipeline"},
     "__main__": {"cli"},
     "": {"envs", "openenv"},
 }

@@ -36,7 +36,7 @@ class _Arguments(TrainingArguments):  # type: ignore[misc]  # transformers has n
     logging_steps: float = _arg(10, "Updates between two logs; below 1 a share of all updates.")
     gradient_checkpointing: bool = _arg(True, "Recompute activations in backward: less memory, more time.")
     bf16: bool | None = _arg(None, "Compute in bfloat16; if not set, where a GPU has it.")
-    lr_scheduler_kwargs: dict | str | None = _arg(None, "More settings of the schedule.")  # type: ignore[type-arg]
+    lr_scheduler_kwargs: dict[str, Any] | str | None = _arg(None, "More settings of the schedule.")
     model_init_kwargs: dict[str, Any] | str | None = _arg(None, "For from_pretrained, of a model by name.")
     trust_remote_code: bool = _arg(False, "Run Python code that comes with a model.")
     router_aux_loss_coef: float | None = _arg(None, "Weight of the load-balancing loss of experts.")
@@ -85,8 +85,8 @@ class _OnlineArguments(_Arguments):
     top_p: float = _arg(1.0, "Keep the likeliest tokens up to this probability.")
     top_k: int = _arg(0, "Keep so many of the likeliest tokens; 0 keeps all.")
     min_p: float | None = _arg(None, "Keep tokens at least so likely, as a share of the likeliest one.")
-    generation_kwargs: dict | str | None = _arg(None, "More settings of generation.")  # type: ignore[type-arg]
-    chat_template_kwargs: dict | str | None = _arg(None, "Handed to the chat template.")  # type: ignore[type-arg]
+    generation_kwargs: dict[str, Any] | str | None = _arg(None, "More settings of generation.")
+    chat_template_kwargs: dict[str, Any] | str | None = _arg(None, "Handed to the chat template.")
     repetition_penalty: float = _arg(1.0, "Above 1 makes tokens that are there already rarer.")
     cache_implementation: str | None = _arg(None, "Of generate().")
     use_vllm: bool = _arg(False, "Play with vLLM.")
@@ -115,7 +115,7 @@ class _OnlineArguments(_Arguments):
     num_completions_to_print: int | None = _arg(None, "How many are shown; if not set, all.")
     log_unique_prompts: bool = _arg(False, "Show one episode of each prompt.")
     use_transformers_continuous_batching: bool = _arg(False, "Play with transformers' own batching.")
-    transformers_continuous_batching_config: dict | str | None = _arg(None, "Its settings.")  # type: ignore[type-arg]
+    transformers_continuous_batching_config: dict[str, Any] | str | None = _arg(None, "Its settings.")
     use_transformers_paged: bool = _arg(False, "An older name for transformers' own batching.")
     tool_timeout: float | None = _arg(
         300.0, "Turnwise's own: seconds that one call into an environment may take; None for no deadline."

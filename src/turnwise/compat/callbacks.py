@@ -99,8 +99,8 @@ def _bars() -> Progress:
     )
 
 
-class Bar(ProgressCallback):  # type: ignore[misc]
-    """transformers' bar, whose lines leave out what ``state.log_history`` and the trackers have beside them.
+class _Brief(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+    """Prints lines without what ``state.log_history`` and the trackers have beside TRL's metrics.
 
     Args:
         hidden: Names of metrics; looked at for each line.
@@ -114,22 +114,13 @@ class Bar(ProgressCallback):  # type: ignore[misc]
         self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **more: Any
     ) -> None:
         """Print a line."""
-        super().on_log(args, state, control, logs=_without(logs, self._hidden), **more)
+        shown = {name: value for name, value in (logs or {}).items() if name not in self._hidden}
+        super().on_log(args, state, control, logs=shown, **more)
 
 
-class Printer(PrinterCallback):  # type: ignore[misc]
+class Bar(_Brief, ProgressCallback):  # type: ignore[misc]  # transformers has no types
+    """transformers' bar."""
+
+
+class Printer(_Brief, PrinterCallback):  # type: ignore[misc]  # transformers has no types
     """The same lines without a bar."""
-
-    def __init__(self, hidden: Collection[str]) -> None:
-        super().__init__()
-        self._hidden = hidden
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **more: Any
-    ) -> None:
-        """Print a line."""
-        super().on_log(args, state, control, logs=_without(logs, self._hidden), **more)
-
-
-def _without(logs: Mapping[str, Any] | None, hidden: Collection[str]) -> dict[str, Any]:
-    return {name: value for name, value in (logs or {}).items() if name not in hidden}

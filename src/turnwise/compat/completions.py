@@ -97,7 +97,7 @@ def write_table(columns: Mapping[str, Sequence[Any]], path: Path, *, step: int) 
         MissingExtraError: pyarrow is not installed.
     """
     try:
-        import pyarrow  # type: ignore[import-untyped]
+        import pyarrow  # type: ignore[import-untyped]  # it ships none
         from pyarrow import parquet
     except ImportError as cause:
         raise MissingExtraError("pyarrow", "trl", "log_completions, which writes Parquet files,") from cause

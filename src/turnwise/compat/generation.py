@@ -110,7 +110,7 @@ async def _completion(source: Source, ids: list[int], sampling: Sampling) -> dic
         raise ContextOverflowError(len(ids), engine.max_context - 1, "the prompt")
     sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room), stop_ids=tuple(renderer.stop_ids))
     made = await engine.generate(ids, sampling)
-    tokenizer: Any = renderer.tokenizer  # type: ignore[attr-defined]  # every renderer of a run has one
+    tokenizer = _tokenizer(source.policy)
     return {
         "prompt_ids": ids,
         "completion_ids": made.ids,
@@ -119,9 +119,13 @@ async def _completion(source: Source, ids: list[int], sampling: Sampling) -> dic
     }
 
 
+def _tokenizer(policy: ModelPolicy) -> Any:
+    return policy.renderer.tokenizer  # type: ignore[attr-defined]  # every renderer of a run has one
+
+
 def _rendered(policy: ModelPolicy, prompt: Any, as_chat: bool | None) -> list[int]:
     if isinstance(prompt, str) and not as_chat:
-        tokenizer: Any = policy.renderer.tokenizer  # type: ignore[attr-defined]
+        tokenizer = _tokenizer(policy)
         # Who applied the chat template himself has its first token in the text already.
         begun = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
         return list(tokenizer(prompt, add_special_tokens=not begun)["input_ids"])

@@ -85,7 +85,7 @@ class Trackio(TrackioCallback):  # type: ignore[misc]  # transformers has no typ
             super().on_push_begin(args, state, control, model, **kwargs)
 
 
-class Wandb(WandbCallback):  # type: ignore[misc]
+class Wandb(WandbCallback):  # type: ignore[misc]  # transformers has no types
     """Metrics and the completions table; offline unless ``WANDB_MODE`` says otherwise."""
 
     def setup(self, args: Any, state: Any, model: Any, **kwargs: Any) -> None:
@@ -109,7 +109,7 @@ class Wandb(WandbCallback):  # type: ignore[misc]
         self._wandb.log({"completions": table, "train/global_step": completions.step})
 
 
-class TensorBoard(TensorBoardCallback):  # type: ignore[misc]
+class TensorBoard(TensorBoardCallback):  # type: ignore[misc]  # as above
     """Metrics, and the first completions as text."""
 
     def show(self, completions: Completions) -> None:

@@ -41,6 +41,7 @@ def _engine_class() -> Any:
     )
     from vllm.platforms import current_platform
 
+    # vLLM is in the server's environment, not in that where types are checked.
     @dataclass
     class InitInfo(base.WeightTransferInitInfo):  # type: ignore[misc]
         """What the trainer's model is, by those entries of its configuration that weights depend on."""

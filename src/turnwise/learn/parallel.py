@@ -133,7 +133,7 @@ class ParallelLearner(Learner):
             own = super()._backward(batches[ranks.rank :: ranks.count], loss, entropy_gradient, accuracy)
             for _ in range(self._idle_turns(len(batches), len(own))):
                 nothing_N = self.model.logprobs(_nothing(), chunk=1).logprobs_N
-                (0 * nothing_N.sum()).backward()  # type: ignore[no-untyped-call]
+                (0 * nothing_N.sum()).backward()  # type: ignore[no-untyped-call]  # torch has no types for it
         return self._dealt(len(batches), [_on_cpu(output) for output in own])
 
     def _clip(self) -> float:

@@ -178,6 +178,7 @@ class TypedSession:
         if hasattr(env, "_mode_tools") or isinstance(env, MCPEnvironment):
             env._mode = self._served.mode
         if isinstance(env, MCPEnvironment):
+            # The session's own in place of the class's, for this environment alone.
             env._beside, self._tools = self._beside, env._served  # type: ignore[method-assign]
         elif self._call_class is not None and getattr(env, "mcp_server", None) is not None:
             self._shorten(env)

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from turnwise.errors import ActionError, EnvError, TurnwiseError, message_of
 from turnwise.openenv import wire
+from turnwise.openenv.models import EnvironmentMetadata
 from turnwise.openenv.served import ServedSession
 from turnwise.openenv.server.sessions import AheadError, CapacityError, GoneError, Live, Sessions
 
@@ -89,17 +90,10 @@ class SchemaResponse(BaseModel):
     state: dict[str, Any]
 
 
-class MetadataResponse(BaseModel):
+class MetadataResponse(EnvironmentMetadata):
     """What the environment says of itself; ``turnwise`` is for Turnwise's own client."""
 
     model_config = ConfigDict(extra="allow")
-
-    name: str
-    description: str
-    readme_content: str | None = None
-    version: str | None = None
-    author: str | None = None
-    documentation_url: str | None = None
 
 
 class HealthResponse(BaseModel):

@@ -62,15 +62,17 @@ def task_router(served: Served) -> APIRouter:
             raise HTTPException(501, f"environment {served.name} has no tasks")
         return splits
 
-    async def rows(env_name: str, split: str, start: int | None = None, stop: int | None = None) -> list[Any]:
+    async def rows(env_name: str, split: str) -> Sequence[Any]:
+        """As the environment has them; `sent` makes one what it is sent as, images and all."""
         splits = await splits_of(env_name)
         try:
-            found = await asyncio.to_thread(served.tasks, split)
+            return await asyncio.to_thread(served.tasks, split)
         except TaskError as error:
             raise HTTPException(400, f"{error}; there are: {', '.join(splits)}") from error
+
+    async def sent(found: Sequence[Any], split: str, indices: range) -> list[Any]:
         ours = "turnwise" in await served.metadata()
-        chosen = range(len(found))[slice(start, stop)]
-        return [_task(split, index, found[index]) if ours else found[index] for index in chosen]
+        return [_task(split, index, found[index]) if ours else found[index] for index in indices]
 
     @router.get("/list_environments", summary="The environment's name, alone in a list")
     async def list_environments() -> list[str]:
@@ -83,7 +85,9 @@ def task_router(served: Served) -> APIRouter:
 
     @router.post("/{env_name}/tasks", summary="All tasks of a split")
     async def tasks(env_name: Name, request: SplitRequest) -> Response:
-        return _json({"tasks": await rows(env_name, request.split), "env_name": served.name})
+        found = await rows(env_name, request.split)
+        chosen = await sent(found, request.split, range(len(found)))
+        return _json({"tasks": chosen, "env_name": served.name})
 
     @router.post("/{env_name}/num_tasks", summary="How many tasks a split has")
     async def num_tasks(env_name: Name, request: SplitRequest) -> dict[str, int]:
@@ -94,11 +98,14 @@ def task_router(served: Served) -> APIRouter:
         found = await rows(env_name, request.split)
         if not 0 <= request.index < len(found):
             raise HTTPException(400, f"split '{request.split}' has tasks 0 to {len(found) - 1}")
-        return _json({"task": found[request.index]})
+        (one,) = await sent(found, request.split, range(request.index, request.index + 1))
+        return _json({"task": one})
 
     @router.post("/{env_name}/task_range", summary="Some tasks of a split")
     async def task_range(env_name: Name, request: RangeRequest) -> Response:
-        return _json({"tasks": await rows(env_name, request.split, request.start, request.stop)})
+        found = await rows(env_name, request.split)
+        chosen = range(len(found))[request.start : request.stop]
+        return _json({"tasks": await sent(found, request.split, chosen)})
 
     return router
 

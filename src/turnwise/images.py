@@ -11,6 +11,7 @@ more in a temporary directory. A run keeps the images of its trajectories in its
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import os
@@ -210,6 +211,22 @@ def receive(data: bytes) -> None:
     if _opened(data, "the bytes").format != "PNG":
         raise ImageError("the bytes are no PNG file")
     STORE.add(data)
+
+
+def read_url(part: Any) -> tuple[str, bytes]:
+    """Media type and file of a content block's ``image_url``: a data URL, alone or as its ``url``.
+
+    Raises:
+        ImageError: It is none. Nothing is fetched.
+    """
+    url = str(part.get("url") if isinstance(part, Mapping) else part)
+    head, found, body = url.partition(";base64,")
+    if not (found and head.startswith("data:image/")):
+        raise ImageError(f"the image URL {url[:60]!r}; none is fetched: write data:image/…;base64,…")
+    try:
+        return head.removeprefix("data:"), base64.b64decode(body, validate=True)
+    except ValueError:
+        raise ImageError("an image URL whose base64 is broken") from None
 
 
 def is_image(value: Any) -> TypeGuard[Image]:

@@ -5,7 +5,6 @@ Runs where the environment runs (its thread, its process), so that a 10 MB resul
 
 from __future__ import annotations
 
-import base64
 import copy
 import json
 import math
@@ -102,7 +101,7 @@ def _block(part: Any) -> TextBlock | ImageBlock:
         return TextBlock(text=part["text"])
     image = part
     if isinstance(part, Mapping) and images.named(part) is None:
-        image = _from_url(part["image_url"]) if "image_url" in part else part.get("image")
+        image = _file(part["image_url"]) if "image_url" in part else part.get("image")
     if (block := images.named(image)) is not None:
         return block
     if not (isinstance(image, bytes) or images.is_image(image)):
@@ -113,15 +112,11 @@ def _block(part: Any) -> TextBlock | ImageBlock:
         raise BadResultError(f"an image that cannot be used: {cause}") from cause
 
 
-def _from_url(value: Any) -> bytes:
-    url = value.get("url") if isinstance(value, Mapping) else value
-    head, found, body = str(url).partition(";base64,")
-    if not (found and head.startswith("data:image/")):
-        raise BadResultError(f"the image URL {str(url)[:60]!r}; none is fetched: write data:image/…;base64,…")
+def _file(url: Any) -> bytes:
     try:
-        return base64.b64decode(body, validate=True)
-    except ValueError:
-        raise BadResultError("an image URL whose base64 is broken") from None
+        return images.read_url(url)[1]
+    except ImageError as cause:
+        raise BadResultError(str(cause)) from cause
 
 
 def cut(text: str, limit: int | None) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from turnwise import images
-from turnwise.errors import ActionError, said
+from turnwise.errors import ActionError, ImageError, said
 from turnwise.types import Content, ImageBlock, Message, Role, TextBlock, ToolCall
 
 
@@ -129,10 +129,11 @@ def _read_block(block: Any) -> TextBlock | ImageBlock:
     if isinstance(block, Mapping) and block.get("type") == "text" and isinstance(block.get("text"), str):
         return TextBlock(text=block["text"])
     if isinstance(block, Mapping) and block.get("type") == "image_url":
-        url = block.get("image_url")
-        head, found, file = str(url.get("url") if isinstance(url, Mapping) else url).partition(";base64,")
-        if found and head.startswith("data:image/"):
-            return _stored(_decoded(file), as_it_is=head == "data:image/png")
+        try:
+            media_type, file = images.read_url(block.get("image_url"))
+        except ImageError as wrong:
+            raise ActionError(str(wrong)) from wrong
+        return _stored(file, as_it_is=media_type == "image/png")
     raise ActionError(
         'a block is {"type": "text", "text": …} or {"type": "image_url", "image_url": '
         f'{{"url": "data:image/png;base64,…"}}}}; found {str(block)[:80]}'

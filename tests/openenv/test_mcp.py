@@ -45,6 +45,20 @@ def call(name: str, id: Any = 1, **arguments: Any) -> dict[str, Any]:
     return rpc("tools/call", id, name=name, arguments=arguments)
 
 
+class Bare(MCPEnvironment):
+    """Has nothing but what subclasses add: its episodes are empty."""
+
+    def reset(self, **more: Any) -> Any:
+        return Observation()
+
+    def _step_impl(self, action: Any, **more: Any) -> Any:
+        return Observation()
+
+    @property
+    def state(self) -> State:
+        return State()
+
+
 # -- openenv-core's clients ----------------------------------------------------------------------------
 
 
@@ -344,7 +358,7 @@ def test_a_handshake_that_fails_or_is_not_gone_on_with_keeps_no_environment() ->
 
 
 def test_a_handshake_makes_no_environment_beside_its_own() -> None:
-    class Device(MCPEnvironment):
+    class Device(Bare):
         """Only one can be open."""
 
         live = 0
@@ -354,16 +368,6 @@ def test_a_handshake_makes_no_environment_beside_its_own() -> None:
             if Device.live:
                 raise RuntimeError("the device is in use")
             Device.live += 1
-
-        def reset(self, **more: Any) -> Any:
-            return Observation()
-
-        def _step_impl(self, action: Any, **more: Any) -> Any:
-            return Observation()
-
-        @property
-        def state(self) -> State:
-            return State()
 
         def close(self) -> None:
             Device.live -= 1
@@ -377,7 +381,7 @@ def test_a_handshake_makes_no_environment_beside_its_own() -> None:
 def test_a_session_that_is_ended_during_a_call_closes_after_it(how: str) -> None:
     told: list[str] = []
 
-    class Slow(MCPEnvironment):
+    class Slow(Bare):
         def __init__(self) -> None:
             super().__init__()
 
@@ -388,16 +392,6 @@ def test_a_session_that_is_ended_during_a_call_closes_after_it(how: str) -> None
                 await asyncio.sleep(0.5)
                 told.append("ends")
                 return "waited"
-
-        def reset(self, **more: Any) -> Any:
-            return Observation()
-
-        def _step_impl(self, action: Any, **more: Any) -> Any:
-            return Observation()
-
-        @property
-        def state(self) -> State:
-            return State()
 
         def close(self) -> None:
             told.append("closed")
@@ -464,7 +458,7 @@ def test_agents_never_reach_an_episodes_controls(spec: str) -> None:
 
 
 def test_no_tool_has_a_reserved_name() -> None:
-    class Sneaky(MCPEnvironment):
+    class Sneaky(Bare):
         def __init__(self) -> None:
             super().__init__()
 
@@ -472,16 +466,6 @@ def test_no_tool_has_a_reserved_name() -> None:
             def reset() -> str:
                 """Begin anew."""
                 return "done"
-
-        def reset(self, **more: Any) -> Any:
-            return Observation()
-
-        def _step_impl(self, action: Any, **more: Any) -> Any:
-            return Observation()
-
-        @property
-        def state(self) -> State:
-            return State()
 
     with pytest.raises(EnvSpecError, match="reserved names"):
         Sneaky()
@@ -559,7 +543,7 @@ def test_mcp_frames_share_the_environment_of_their_socket() -> None:
 
 
 def test_others_sessions_play_on_while_a_tool_is_slow() -> None:
-    class Slow(MCPEnvironment):
+    class Slow(Bare):
         SUPPORTS_CONCURRENT_SESSIONS = True
 
         def __init__(self) -> None:
@@ -570,16 +554,6 @@ def test_others_sessions_play_on_while_a_tool_is_slow() -> None:
                 """Wait."""
                 await asyncio.sleep(seconds)
                 return f"{seconds}"
-
-        def reset(self, **more: Any) -> Any:
-            return Observation()
-
-        def _step_impl(self, action: Any, **more: Any) -> Any:
-            return Observation()
-
-        @property
-        def state(self) -> State:
-            return State()
 
     async def play() -> None:
         async with serving(create_app(Slow, None, None)) as url, httpx.AsyncClient(base_url=url) as http:

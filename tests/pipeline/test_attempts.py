@@ -13,8 +13,8 @@ from tests.support.tokenizers import tiny_tokenizer
 
 from turnwise.envs.base import Env
 from turnwise.errors import TooManyFailuresError
-from turnwise.pipeline.attempts import episode_of
 from turnwise.pipeline.summary import is_greedy, summarise
+from turnwise.rollout.record import episode_of
 from turnwise.store import RunDir
 from turnwise.types import Reward, Sampling, Step, StopReason, Task, Trajectory
 

@@ -9,21 +9,13 @@ attempts the last counts.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 
-from turnwise.rollout.record import EpisodeOrder
+from turnwise.rollout.record import EpisodeOrder, episode_of
 from turnwise.store import RunDir
 from turnwise.types import Sampling, StopReason, Trajectory
-
-_ATTEMPT = re.compile(r"~\d+$")
-
-
-def episode_of(trajectory_id: str) -> str:
-    """The id of the first attempt, of an episode or a group: ``rl/catch/3/s0`` of ``rl/catch/3/s0~2``."""
-    return _ATTEMPT.sub("", trajectory_id)
 
 
 def unfinished(

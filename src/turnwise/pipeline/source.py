@@ -1,6 +1,7 @@
 """`GroupSource`: which group is the n-th of an environment, and what of it is on disk already.
 
-Group ids are ``rl/<environment>/<n>``, and a retry's ``rl/<environment>/<n>~1``; siblings add ``/s0``.
+Group ids are ``rl/<environment>/<n>``, and a retry's ``rl/<environment>/<n>~1``; siblings add ``/s0``, and
+one whose environment was lost is played again as ``/s0~1``.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from itertools import chain, count, takewhile
 
 from turnwise.codec import from_record
 from turnwise.config import RlConfig
-from turnwise.pipeline.attempts import episode_of
 from turnwise.pipeline.context import Run, sampling_of
 from turnwise.rollout.group import GroupOrder
+from turnwise.rollout.record import episode_of
 from turnwise.store import RunDir
 from turnwise.types import Trajectory, TrajectoryGroup
 

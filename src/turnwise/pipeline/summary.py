@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from turnwise.pipeline.attempts import episode_of
 from turnwise.pipeline.stats import bootstrap_mean, paired_gain, pass_at_k
+from turnwise.rollout.record import episode_of
 from turnwise.types import Trajectory
 
 MODEL_STAGES = ("untrained", "sft", "rl")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,19 @@ from turnwise.types import (
     Turn,
 )
 
+_ATTEMPT = re.compile(r"~(\d+)$")
+
+
+def episode_of(trajectory_id: str) -> str:
+    """The id of the first attempt, of an episode or a group: ``rl/catch/3/s0`` of ``rl/catch/3/s0~2``."""
+    return _ATTEMPT.sub("", trajectory_id)
+
+
+def attempt_of(trajectory_id: str) -> int:
+    """Which attempt an id is of: 2 of ``rl/catch/3/s0~2``, 0 of the first."""
+    found = _ATTEMPT.search(trajectory_id)
+    return int(found[1]) if found else 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeOrder:
@@ -38,6 +52,10 @@ class EpisodeOrder:
     """Of the environment; siblings share it."""
     sibling: int = 0
     """Sets the siblings' sampling apart."""
+
+    def again(self) -> EpisodeOrder:
+        """The next attempt at it."""
+        return replace(self, id=f"{episode_of(self.id)}~{attempt_of(self.id) + 1}")
 
 
 class Start:

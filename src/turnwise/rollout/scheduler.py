@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -30,6 +30,7 @@ from turnwise.rollout.budget import ErrorBudget
 from turnwise.rollout.episode import Sink
 from turnwise.rollout.group import GroupOrder, PlayGroup, play_group
 from turnwise.rollout.policy import Policy
+from turnwise.rollout.record import episode_of
 from turnwise.types import Sampling, StopReason, Trajectory, TrajectoryGroup
 
 log = logging.getLogger(__name__)
@@ -41,8 +42,13 @@ Finished = Callable[[str], tuple[Trajectory, ...]]
 Useful = Callable[[TrajectoryGroup], bool]
 """Whether an update can learn anything from a group."""
 
-COUNTED = ("stale_groups", "refilled_groups", "retried_groups", "replaced_groups", "start_differs")
-"""What a scheduler counts; the last is siblings of consumed groups that saw other first messages."""
+COUNTED = (
+    "stale_groups", "refilled_groups", "retried_groups", "replaced_groups",
+    "replayed_siblings", "short_groups", "start_differs",
+)  # fmt: skip
+"""What a scheduler counts; the last three are of consumed groups: siblings that were played again as their
+environment was lost, groups in which some sibling has no score in the end, siblings that saw other first
+messages."""
 MOST_SKIPPED = 1_000_000
 """Groups in a row that a source may skip; one that skips more has none left."""
 
@@ -76,8 +82,8 @@ class Scheduler:
         finished: Siblings that an earlier run has played: they are taken as they are.
         useful: Which groups fill a step; all of them if None.
         refill_limit: A step plays at most so many times its groups; 1 fills it with whatever comes.
-        retries: How often a group is played again whose siblings all failed, before another takes its place.
-            Each attempt has ids of its own: ``{id}~1/s0``.
+        retries: How often a sibling is played again whose environment was lost, as ``{id}/s0~1``, and then a
+            group whose siblings all failed, as ``{id}~1/s0``, before another takes its place.
         max_failures: Episodes in a row that may fail with none succeeding.
         play: Plays a group.
 
@@ -234,6 +240,7 @@ class Scheduler:
     async def _play(self, index: int, order: GroupOrder) -> None:
         """Play a group until it is of use, within bounds; where it never is, its quota goes back."""
         first = order.id
+        order = replace(order, retries=self.retries)
         for attempt in range(self.retries + 1):
             if attempt:
                 order = replace(order, id=f"{first}~{attempt}", finished=())
@@ -322,11 +329,18 @@ class Scheduler:
             # A step uses its own quota, no more: playing ahead, more places may have been filled by now.
             self._spent[env] -= self._places(env) - len(later) - count
             self._ready[env] = later
-        self.counts["start_differs"] += sum(
-            bool(one.metrics.get("start_differs")) for group in taken for one in group.trajectories
-        )
+        self._count(taken)
         self.given_up, self._given_up = tuple(self._given_up), []
         return taken
+
+    def _count(self, taken: Sequence[TrajectoryGroup]) -> None:
+        for group in taken:
+            siblings = len({episode_of(one.id) for one in group.trajectories})
+            self.counts["replayed_siblings"] += len(group.trajectories) - siblings
+            self.counts["short_groups"] += len(group.scored) < siblings
+            self.counts["start_differs"] += sum(
+                bool(one.metrics.get("start_differs")) for one in group.trajectories
+            )
 
 
 def oldest_version(group: TrajectoryGroup) -> int:

@@ -40,6 +40,22 @@ MUTATIONS: tuple[Mutation, ...] = (
         tests=("tests/rollout/test_group.py::test_siblings_start_alike",),
     ),
     Mutation(
+        name="lost_siblings_stay_lost",
+        why="a server that is started anew leaves groups short of the siblings that it had",
+        file="rollout/group.py",
+        old="if not lost(one) or before >= retries:",
+        new="if not lost(one) or before >= 0:",
+        tests=("tests/rollout/test_lost.py::test_a_lost_sibling_is_played_again_and_the_group_is_whole",),
+    ),
+    Mutation(
+        name="lost_siblings_end_with_the_run",
+        why="a run that was killed during an outage leaves lost siblings lost when it goes on",
+        file="rollout/group.py",
+        old="is not None and self._again(one):",
+        new="is not None and not self._again(one):",
+        tests=("tests/rollout/test_lost.py::test_a_resumed_run_goes_on_with_the_next_attempt",),
+    ),
+    Mutation(
         name="failures_scored_zero",
         why="a lost server teaches the policy that it was wrong",
         file="types/trajectory.py",

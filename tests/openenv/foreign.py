@@ -188,6 +188,11 @@ def slow_app(most: int = 256) -> Any:
     return create_app(Slow, SlowAction, SlowObservation, env_name="slow", max_concurrent_envs=most)
 
 
+def vowels(text: str) -> float:
+    """Their share."""
+    return sum(letter in "aeiou" for letter in text) / max(len(text), 1)
+
+
 class LetterAction(Action):
     message: str
 
@@ -215,8 +220,7 @@ class Letters(Environment[LetterAction, LetterObservation, State]):
         if next(self._steps) == self.last:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(self.seconds)
-        vowels = sum(letter in "aeiou" for letter in action.message) / max(len(action.message), 1)
-        return LetterObservation(text="More.", reward=vowels, done=self.turns == 3)
+        return LetterObservation(text="More.", reward=vowels(action.message), done=self.turns == 3)
 
     @property
     def state(self) -> State:

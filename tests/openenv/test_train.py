@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +15,13 @@ import orjson
 import pytest
 import yaml
 from tests.openenv import foreign
+from tests.openenv.disturb import disturbed
 from tests.openenv.serving import running
 from tests.support.models import tiny_qwen3
 from tests.support.tokenizers import tiny_tokenizer
+
+from turnwise.store import RunDir
+from turnwise.types import StopReason
 
 SECONDS = 280
 """A run takes some twenty on two idle cores."""
@@ -31,12 +37,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def recipe(path: Path, model: Path, env: Any, **rl: Any) -> Path:
+def recipe(path: Path, model: Path, env: Any, *, call_seconds: float = 20.0, **rl: Any) -> Path:
     """Text without tools: a random model says something in each turn, and some of it pays."""
     letters = {
         "env": env,
         "args": {"reply": "message", "show": "text"},
-        "limits": {"cut_reply": "continue", "max_turns": 4, "call_seconds": 20.0},
+        "limits": {"cut_reply": "continue", "max_turns": 4, "call_seconds": call_seconds},
         "max_excluded": 1.0,
     }
     settings = {
@@ -103,7 +109,7 @@ def test_turnwise_run_trains_on_a_server(tmp_path: Path, model: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(2 * SECONDS)
 def test_a_server_killed_in_the_middle(tmp_path: Path, model: Path) -> None:
-    """Its episodes fail and are counted; the others and the run go on with the server that is left."""
+    """Its episodes fail, are counted, and are played again on the server that is left: no group is short."""
     # Some 24 steps of each update are one server's: it ends in the middle of the second.
     servers = [foreign.Process("letters", last=36), foreign.Process("letters")]
     try:
@@ -116,7 +122,52 @@ def test_a_server_killed_in_the_middle(tmp_path: Path, model: Path) -> None:
             server.kill()
     assert len(played) == 6
     failed = [one["failed/letters"] for one in played]
-    # A group that was on that server alone is played again as a whole, and none of it has failed.
-    again = sum(one["scheduler/retried_groups"] for one in played)
-    assert sum(failed) + again > 0 and failed[-1] == 0, (played, file.with_name("said.txt").read_text())
-    assert all(one["forfeited/letters"] == 0 for one in played)
+    assert sum(failed) > 0 and failed[-1] == 0, (played, file.with_name("said.txt").read_text())
+    assert played[-1]["scheduler/replayed_siblings"] == sum(
+        one["failed/letters"] * one["episodes"] for one in played
+    )
+    assert all(one["scheduler/short_groups"] == one["forfeited/letters"] == 0 for one in played)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * SECONDS)
+def test_a_server_started_anew_leaves_no_group_short(tmp_path: Path, model: Path) -> None:
+    """The only server ends in the middle of the second update, and is back some seconds later."""
+    first = foreign.Process("letters", last=72)
+    file = recipe(tmp_path, model, first.ready().url, steps=3)
+    again: list[foreign.Process] = []
+    try:
+        with training(file) as process:
+            while not first.ended:
+                assert process.poll() is None, file.with_name("said.txt").read_text()[-3000:]
+                time.sleep(0.1)
+            time.sleep(3)
+            again.append(foreign.Process("letters", first.port))
+            played = finished(process, file)
+    finally:
+        for server in (first, *again):
+            server.kill()
+    assert len(played) == 3
+    lost = sum(one["failed/letters"] * one["episodes"] for one in played)
+    assert played[-1]["scheduler/replayed_siblings"] == lost > 0
+    assert played[-1]["scheduler/short_groups"] == played[-1]["scheduler/retried_groups"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * SECONDS)
+def test_updates_go_on_where_a_tenth_of_all_replies_comes_too_late(tmp_path: Path, model: Path) -> None:
+    """What the policy could have made hang is scored, what it could not is left out; both are counted."""
+    with running(foreign.letters_app()) as server, disturbed(server.url) as proxy:
+        proxy.delayed, proxy.seconds = 0.1, 0.8
+        file = recipe(tmp_path, model, proxy.url, steps=3, call_seconds=0.5)
+        with training(file) as process:
+            played = finished(process, file)
+    assert len(played) == 3 and all(one["samples"] > 0 for one in played)
+    episodes = list(RunDir(file.with_name("runs") / "remote").read("rl"))
+    ends = Counter(one.stop_reason for one in episodes)
+    assert min(ends[StopReason.TERMINATED], ends[StopReason.TIME_LIMIT], ends[StopReason.ENV_FAILED]) > 0, (
+        ends
+    )
+    assert sum(one["failed/letters"] * one["episodes"] for one in played) == ends[StopReason.ENV_FAILED]
+    for turn in (turn for one in episodes for turn in one.turns if turn.reward is not None):
+        assert turn.reward == foreign.vowels(turn.message.text), "a reply reached the wrong request"

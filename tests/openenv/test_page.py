@@ -290,6 +290,9 @@ def test_an_environment_written_for_openenv(play: Play) -> None:
 
 def test_a_token_is_asked_for(play: Play) -> None:
     page, server = play(Zoo, "/", token="open sesame")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("websocket", lambda socket: asked.append(socket.url))
     page.locator("#token-dialog").wait_for()
     page.fill("#token", "wrong")
     page.keyboard.press("Enter")
@@ -298,7 +301,7 @@ def test_a_token_is_asked_for(play: Play) -> None:
     page.fill("#token", "open sesame")
     page.keyboard.press("Enter")
     start(page)
-    assert "sesame" not in page.url
+    assert any(url.endswith("/ws") for url in asked) and not any("sesame" in url for url in asked)
     assert urlopen(f"{server.url}/web").status == 200
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI, Request, Response, WebSocket
+from fastapi.exceptions import RequestValidationError
+from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.testclient import TestClient, WebSocketDenialResponse
 from tests.openenv.serving import Serving, as_app, running
 from tests.openenv.written import TYPED, written
 from typer.testing import CliRunner
@@ -17,7 +22,10 @@ from websockets.exceptions import InvalidStatus
 from turnwise.cli import env_serve
 from turnwise.cli.env import app as cli
 from turnwise.cli.env_serve import chosen_token
+from turnwise.errors import EnvError
+from turnwise.openenv.hosted import hosted
 from turnwise.openenv.server.access import loopback
+from turnwise.openenv.server.app import add_routes
 from turnwise.openenv.server.create import create_app
 from turnwise.openenv.server.settings import Settings
 
@@ -69,18 +77,97 @@ def test_sockets_need_it_too(server: Serving) -> None:
     assert upgrade(server, authorization=f"Bearer {TOKEN}") == "observation"
 
 
-def test_a_browser_brings_it_once(server: Serving) -> None:
+def test_a_page_brings_it_once_and_in_a_header(server: Serving) -> None:
     with httpx.Client(base_url=server.url) as browser:
-        assert browser.get("/web", params={"token": "wrong"}).status_code == 200  # The page asks for it.
+        assert browser.get("/web").status_code == 200  # The page asks for it.
+        assert browser.post("/web", headers=bearer("wrong")).status_code == 401
         assert browser.get("/metadata").status_code == 401
-        entered = browser.get("/web", params={"token": TOKEN, "seed": "1"})
-        assert (entered.status_code, entered.headers["location"]) == (303, "/web?seed=1")
+        entered = browser.post("/web", headers=bearer())
+        assert entered.status_code == 204
         assert "HttpOnly" in entered.headers["set-cookie"]
         assert "samesite=strict" in entered.headers["set-cookie"].lower()
         assert browser.get("/metadata").status_code == 200
         assert browser.get("/metadata", headers={"Origin": "https://evil.example"}).status_code == 403
-    # Elsewhere an address gives nobody away.
-    assert httpx.get(server.url + "/metadata", params={"token": TOKEN}).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/web", "/web/", "/", "/metadata", "/ws"])
+def test_an_address_holds_no_token(server: Serving, path: str) -> None:
+    """Those stay in histories and in the logs of proxies."""
+    answer = httpx.get(server.url + path, params={"token": TOKEN})
+    assert "set-cookie" not in answer.headers
+    assert httpx.get(f"{server.url}/metadata", params={"token": TOKEN}).status_code == 401
+
+
+def hosting(**given: Any) -> FastAPI:
+    """An application with routes of its own, some of them added later, that speaks OpenEnv too."""
+    host = FastAPI()
+
+    @host.get("/")
+    async def home() -> str:
+        return "the host's"
+
+    add_routes(host, hosted("catch"), Settings(**given))
+
+    @host.post("/orders/tasks/{number}")
+    async def order(number: int, body: dict[str, str]) -> str:
+        if number < 0:
+            raise EnvError("the host's own failure")
+        if number == 0:
+            raise ZeroDivisionError
+        return body["text"]
+
+    @host.exception_handler(EnvError)
+    async def told(_: Request, error: Exception) -> Response:
+        return PlainTextResponse(f"I heard: {error}", 418)
+
+    @host.exception_handler(RequestValidationError)
+    async def wrong(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return JSONResponse({"host": True, "detail": error.errors()}, 422)
+
+    @host.websocket("/chat")
+    async def chat(socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.send_text("welcome")
+
+    return host
+
+
+def test_an_application_that_has_routes_of_its_own_keeps_them_as_they_are() -> None:
+    evil = {"Origin": "https://evil.example"}
+    with TestClient(hosting(token=TOKEN, max_frame=100), raise_server_exceptions=False) as http:
+        assert http.get("/", headers=evil).json() == "the host's"
+        assert http.post("/orders/tasks/1", json={"text": "x" * 200}).json() == "x" * 200
+        assert http.post("/orders/tasks/-1", json={}).text == "I heard: the host's own failure"
+        wrong = http.post("/orders/tasks/one", json={}).json()
+        assert wrong["detail"][0]["type"] == "int_parsing" and "host" in wrong
+        assert http.post("/orders/tasks/0", json={}).text == "Internal Server Error"
+        assert http.get("/openapi.json").status_code == 200
+        assert http.get("/nowhere").status_code == 404
+        with http.websocket_connect("/chat") as socket:
+            assert socket.receive_text() == "welcome"
+
+
+def test_in_another_application_our_routes_are_guarded_all_the_same() -> None:
+    with TestClient(hosting(token=TOKEN, max_frame=100), raise_server_exceptions=False) as http:
+        for method, path in (
+            ("GET", "/metadata"), ("GET", "/schema"), ("POST", "/reset"), ("POST", "/step"),
+            ("GET", "/state"), ("POST", "/mcp"), ("POST", "/catch/tasks"), ("POST", "/web"),
+        ):  # fmt: skip
+            assert http.request(method, path, json={}).status_code == 401, path
+        assert http.get("/health").status_code == http.get("/web").status_code == 200
+        for path in ("/ws", "/mcp"):
+            with pytest.raises(WebSocketDenialResponse) as refused, http.websocket_connect(path):
+                pass
+            assert refused.value.status_code == 401
+        assert http.post("/reset", headers=bearer()).status_code == 200
+        assert http.post("/reset", json={"sead": 1}, headers=bearer()).status_code == 422
+        assert http.post("/step", json={"action": {"text": "x" * 200}}, headers=bearer()).status_code == 413
+        streamed = http.post("/step", content=iter([b'{"action": ', b" " * 200, b"{}}"]), headers=bearer())
+        assert streamed.status_code == 400
+        with http.websocket_connect("/ws", headers=bearer()) as socket:
+            socket.send_json({"type": "reset"})
+            assert socket.receive_json()["type"] == "observation"
 
 
 @pytest.mark.parametrize(

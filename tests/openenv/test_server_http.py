@@ -311,6 +311,7 @@ def test_the_api_describes_itself(client: httpx.Client) -> None:
     described = client.get("/openapi.json").json()
     assert described["info"]["version"] == "1.0.0"
     assert {"/reset", "/step", "/state", "/schema", "/metadata", "/health"} <= described["paths"].keys()
+    assert described["paths"]["/mcp"].keys() == {"post", "delete"}
     assert client.get("/docs").status_code == 200
     assert client.get("/health").json() == {"status": "healthy"}
     about = client.get("/metadata").json()

@@ -7,10 +7,11 @@ asks its reader.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
 
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -37,14 +38,27 @@ HEADERS = {
 }
 
 
-def page_routes() -> Sequence[BaseRoute]:
-    """Routes of the page and its files; their addresses are relative, so a path prefix is no matter."""
-    return (
-        Route("/", _to_page),
-        Route("/web", _page),
-        Route("/web/", _back),
-        Route("/web/{name}", _file),
-    )
+def page_routes(
+    enter: Callable[[], Response], *, home: bool, middleware: Sequence[Middleware] = ()
+) -> Sequence[BaseRoute]:
+    """Routes of the page and its files; their addresses are relative, so a path prefix is no matter.
+
+    Args:
+        enter: The answer to the page once it has brought the server's token.
+        home: Whether the application's root leads here.
+        middleware: Of each route.
+    """
+
+    async def entered(_: Request) -> Response:
+        return enter()
+
+    routes = [
+        Route("/web", _page, middleware=middleware),
+        Route("/web", entered, methods=["POST"], middleware=middleware),
+        Route("/web/", _back, middleware=middleware),
+        Route("/web/{name}", _file, middleware=middleware),
+    ]
+    return [*([Route("/", _to_page)] if home else []), *routes]
 
 
 async def _page(request: Request) -> Response:

@@ -1,8 +1,9 @@
 """Who may talk to a server: a bearer token, pages of which origins, bodies of what size.
 
-``/health`` answers anybody. A program brings ``Authorization: Bearer TOKEN``. A browser opens
-``/web?token=TOKEN`` once and has a cookie from then on, which pages of other sites cannot use: a request that
-names another origin is refused, token or not, so that no page somebody happens to visit plays here. Where
+``/health`` answers anybody. A program brings ``Authorization: Bearer TOKEN``. So does the page at ``/web``,
+once: it trades the token that its reader types for a cookie (`enter`), since no browser lets a page give a
+WebSocket a header, and a token in an address would stay in histories and logs. A request that names another
+origin is refused, token or not, so that no page somebody happens to visit plays here. Where
 this machine alone connects and no token is asked for, requests must name it by a name of its own too: a name
 that somebody points at 127.0.0.1 would make any page this server's own.
 """
@@ -12,9 +13,9 @@ from __future__ import annotations
 import hmac
 import ipaddress
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import urlsplit
 
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from turnwise.openenv.server.settings import Settings
@@ -22,46 +23,52 @@ from turnwise.openenv.server.settings import Settings
 COOKIE = "turnwise_token"
 OPEN = ("/health",)
 """Paths that need no token."""
-ENTRANCE = ("/web", "/web/", "/")
-"""Where a browser may bring its token in the address."""
 
 
-class Access:
-    """An ASGI middleware.
+class Guard:
+    """What a server asks of every request.
 
     Args:
-        app: What is behind it.
         settings: ``token``, ``origins`` and ``max_frame`` of these.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self.app, self.settings = app, settings
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or refuse it."""
-        if scope["type"] not in ("http", "websocket"):
-            await self.app(scope, receive, send)
-            return
+    def refusal(self, scope: Scope) -> Response | None:
+        """What a request is refused with; None lets it through."""
         headers = {key: value.decode("latin-1") for key, value in scope["headers"]}
-        refusal = self._refusal(scope, headers)
-        if refusal is None and scope["type"] == "http":
-            await self._bounded(scope, headers, receive, send)
-        elif refusal is None:
-            await self.app(scope, receive, send)
-        elif scope["type"] == "http":
-            await refusal(scope, receive, send)
-        else:
-            await _refuse_socket(scope, refusal, receive, send)
+        refused = self._stranger(scope, headers)
+        if refused is None and scope["type"] == "http":
+            declared, limit = headers.get(b"content-length", "0"), self.settings.max_frame
+            if declared.isascii() and declared.isdigit() and int(declared) > limit:
+                return _error(413, f"a body has at most {limit} bytes; found {declared}")
+        return refused
 
-    def _refusal(self, scope: Scope, headers: dict[bytes, str]) -> Response | None:
+    def bounded(self, receive: Receive) -> Receive:
+        """``receive``, of a body whose length was not declared no more than may be."""
+        read = 0
+
+        async def bounded() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self.settings.max_frame:
+                return {"type": "http.disconnect"}  # Nobody waits for the rest.
+            return message
+
+        return bounded
+
+    def _stranger(self, scope: Scope, headers: dict[bytes, str]) -> Response | None:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
         origin = headers.get(b"origin")
         if origin is not None and not self._own(origin, headers.get(b"host", "")):
             return _error(
                 403, f"the origin {origin[:100]} may not talk to this server; allow it in `origins`"
             )
-        page = scope["path"] in ENTRANCE or scope["path"].startswith("/web/")
+        page = path in ("/", "/web") or path.startswith("/web/")
         token = self.settings.token
-        if token is None and _is_local(scope) and scope["path"] not in OPEN:
+        if token is None and _is_local(scope) and path not in OPEN:
             host = headers.get(b"host", "")
             if not self._names_us(host):
                 return _error(
@@ -70,24 +77,17 @@ class Access:
             # Requests of pages that bring no Origin: images, scripts, forms that get.
             if origin is None and not page and headers.get(b"sec-fetch-site") == "cross-site":
                 return _error(403, "pages of other sites may not talk to this server")
-        if token is None or scope["path"] in OPEN:
+        if token is None or path in OPEN:
             return None
         scheme, _, brought = headers.get(b"authorization", "").partition(" ")
         if scheme.lower() == "bearer" and _same(brought.strip(), token):
             return None
         if _same(_cookie(headers.get(b"cookie", "")), token):
             return None
-        if scope["type"] == "http" and scope["path"] in ENTRANCE:
-            query = parse_qs(scope["query_string"].decode("latin-1"))
-            if _same(query.pop("token", [""])[-1], token):
-                rest = urlencode(query, doseq=True)
-                entered = RedirectResponse(scope["path"] + (f"?{rest}" if rest else ""), 303)
-                entered.set_cookie(COOKIE, token, httponly=True, samesite="strict")
-                return entered
         if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and page:
             return None  # The page says nothing by itself, and asks for the token.
         refused = _error(
-            401, "this server needs a token: Authorization: Bearer …, or /web?token=… in a browser"
+            401, "this server needs a token: Authorization: Bearer …; in a browser /web asks for it"
         )
         refused.headers["WWW-Authenticate"] = "Bearer"
         return refused
@@ -104,23 +104,39 @@ class Access:
             not host or "*" in self.settings.origins or host.lower() in allowed or loopback(_hostname(host))
         )
 
-    async def _bounded(self, scope: Scope, headers: dict[bytes, str], receive: Receive, send: Send) -> None:
-        limit = self.settings.max_frame
-        declared = headers.get(b"content-length", "0")
-        if declared.isascii() and declared.isdigit() and int(declared) > limit:
-            await _error(413, f"a body has at most {limit} bytes; found {declared}")(scope, receive, send)
+
+class Access:
+    """A `Guard` as an ASGI middleware.
+
+    Args:
+        app: What is behind it.
+        settings: Of the guard.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app, self.guard = app, Guard(settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or refuse it."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
             return
-        read = 0
+        refusal = self.guard.refusal(scope)
+        if scope["type"] == "http":
+            answer = self.app if refusal is None else refusal
+            await answer(scope, self.guard.bounded(receive), send)
+        elif refusal is None:
+            await self.app(scope, receive, send)
+        else:
+            await _refuse_socket(scope, refusal, receive, send)
 
-        async def bounded() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > limit:
-                return {"type": "http.disconnect"}  # A body of no declared length: nobody waits for it.
-            return message
 
-        await self.app(scope, bounded, send)
+def enter(settings: Settings) -> Response:
+    """The answer to a page that brought the token: its cookie, which no script and no other site can use."""
+    entered = Response(status_code=204)
+    if settings.token is not None:
+        entered.set_cookie(COOKIE, settings.token, httponly=True, samesite="strict")
+    return entered
 
 
 def loopback(host: str) -> bool:

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
-from starlette.routing import Route, WebSocketRoute
+from fastapi import FastAPI, Request, Response
+from starlette.middleware import Middleware
+from starlette.routing import WebSocketRoute
 
-from turnwise.errors import TurnwiseError
 from turnwise.openenv.page import page_routes
 from turnwise.openenv.served import Served
-from turnwise.openenv.server.access import Access
+from turnwise.openenv.server.access import Access, Guard, enter
 from turnwise.openenv.server.direct import DirectWebSocket
-from turnwise.openenv.server.http import about_router, control_router, failed, invalid
+from turnwise.openenv.server.http import about_router, control_router
 from turnwise.openenv.server.mcp import Mcp, McpSocket
+from turnwise.openenv.server.mcp_route import mcp_router
+from turnwise.openenv.server.route import failed, route_class
 from turnwise.openenv.server.sessions import Sessions
 from turnwise.openenv.server.settings import Settings
 from turnwise.openenv.server.socket import Socket
@@ -40,41 +42,51 @@ def create_server_app(served: Served, *, settings: Settings | None = None) -> Fa
         served: What it hosts.
         settings: How; the defaults if not given.
     """
+    settings = settings or Settings()
     app = FastAPI(title=served.name, version=API_VERSION)
-    add_routes(app, served, settings or Settings())
+    app.add_middleware(Access, settings=settings)
+    app.add_exception_handler(Exception, _failed)
+    _add(app, served, settings, own=True)
     return app
 
 
 def add_routes(app: FastAPI, served: Served, settings: Settings) -> None:
-    """Have an application that has routes of its own speak OpenEnv too."""
+    """Have an application that has routes of its own speak OpenEnv too; those stay as they are."""
+    _add(app, served, settings, own=False)
+
+
+def _add(app: FastAPI, served: Served, settings: Settings, *, own: bool) -> None:
     sessions = Sessions(served, settings)
-    own = app.router.lifespan_context
+    around = app.router.lifespan_context
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
         try:
-            async with own(app) as state:
+            async with around(app) as state:
                 yield state
         finally:
             await sessions.aclose()
 
     app.router.lifespan_context = lifespan
     app.state.sessions = sessions
-    app.add_middleware(Access, settings=settings)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(TurnwiseError, failed)
-    app.add_exception_handler(Exception, failed)
+    guards = () if own else (Middleware(Access, settings=settings),)
+    route = route_class(None if own else Guard(settings))
     mcp = Mcp(sessions)
     app.router.routes += [
-        WebSocketRoute("/ws", endpoint=Socket(sessions, mcp)),
-        WebSocketRoute("/mcp", endpoint=McpSocket(sessions, mcp)),
-        Route("/mcp", endpoint=mcp.http, methods=["GET", "POST", "DELETE"]),
+        WebSocketRoute("/ws", endpoint=Socket(sessions, mcp), middleware=guards),
+        WebSocketRoute("/mcp", endpoint=McpSocket(sessions, mcp), middleware=guards),
     ]
-    app.include_router(about_router(sessions))
+    app.include_router(mcp_router(mcp, route))
+    app.include_router(about_router(sessions, route))
     if settings.mode == "simulation":
-        app.include_router(control_router(sessions))
-        app.router.routes.extend(page_routes())
-        app.include_router(task_router(served))
+        app.include_router(control_router(sessions, route))
+        app.router.routes.extend(page_routes(partial(enter, settings), home=own, middleware=guards))
+        app.include_router(task_router(served, route))
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    """Whatever nobody else has answered."""
+    return failed(error)
 
 
 def uvicorn_config(app: FastAPI, *, host: str, port: int, **more: Any) -> uvicorn.Config:

@@ -10,25 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any
 from urllib.parse import quote, unquote
 
-from fastapi import APIRouter, Body, Cookie, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import APIRouter, Body, Cookie, Query, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from turnwise.errors import ActionError, EnvError, TurnwiseError, message_of
+from turnwise.errors import ActionError
 from turnwise.openenv import wire
 from turnwise.openenv.models import EnvironmentMetadata
 from turnwise.openenv.served import ServedSession
-from turnwise.openenv.server.sessions import AheadError, CapacityError, GoneError, Live, Sessions
+from turnwise.openenv.server.route import as_json
+from turnwise.openenv.server.sessions import GoneError, Live, Sessions
 
 COOKIE = "turnwise_session"
-RETRY_SECONDS = 5
-"""When to try again, where all sessions are taken."""
 
 SessionCookie = Annotated[str | None, Cookie(alias=COOKIE, include_in_schema=False)]
 
@@ -155,9 +154,9 @@ class Held:
             await self.sessions.close(await opening)
 
 
-def control_router(sessions: Sessions) -> APIRouter:
+def control_router(sessions: Sessions, route: type[APIRoute]) -> APIRouter:
     """``/reset``, ``/step`` and ``/state``: what agents must never reach."""
-    router = APIRouter(tags=["Environment Control"])
+    router = APIRouter(tags=["Environment Control"], route_class=route)
     held = Held(sessions)
 
     @asynccontextmanager
@@ -180,7 +179,7 @@ def control_router(sessions: Sessions) -> APIRouter:
         live = await held.make(key, draft=request.episode_id is None)
         async with sessions.turn(live) as session:
             answer = await session.reset(data)
-        response = _json(wire.body(answer))
+        response = as_json(wire.body(answer))
         response.set_cookie(COOKIE, _as_cookie(key), httponly=True, samesite="strict")
         return response
 
@@ -191,7 +190,7 @@ def control_router(sessions: Sessions) -> APIRouter:
             raise ActionError(f"/step takes action, timeout_s, episode_id and request_id; found {extra}")
         async with found(request.episode_id or _from_cookie(cookie)) as session:
             answer = await session.step(request.action, seconds=request.timeout_s)
-        response = _json(wire.body(answer))
+        response = as_json(wire.body(answer))
         if request.request_id is not None:
             response.headers["X-Request-Id"] = request.request_id
         return response
@@ -201,22 +200,22 @@ def control_router(sessions: Sessions) -> APIRouter:
         episode_id: Annotated[str | None, Query(max_length=255)] = None, cookie: SessionCookie = None
     ) -> Response:
         async with found(episode_id or _from_cookie(cookie)) as session:
-            return _json(await session.state())
+            return as_json(await session.state())
 
     return router
 
 
-def about_router(sessions: Sessions) -> APIRouter:
+def about_router(sessions: Sessions, route: type[APIRoute]) -> APIRouter:
     """``/schema``, ``/metadata`` and ``/health``."""
-    router = APIRouter(tags=["Environment Info"])
+    router = APIRouter(tags=["Environment Info"], route_class=route)
 
     @router.get("/schema", response_model=SchemaResponse, summary="JSON schemas")
     async def schema() -> Response:
-        return _json(await sessions.served.schemas())
+        return as_json(await sessions.served.schemas())
 
     @router.get("/metadata", response_model=MetadataResponse, summary="What the environment is")
     async def metadata() -> Response:
-        return _json(await sessions.served.metadata())
+        return as_json(await sessions.served.metadata())
 
     @router.get("/health", tags=["Health"], summary="Whether the server runs")
     async def health() -> HealthResponse:
@@ -225,42 +224,12 @@ def about_router(sessions: Sessions) -> APIRouter:
     return router
 
 
-async def failed(_: Request, error: Exception) -> Response:
-    """The response to an error of ours; FastAPI calls it."""
-    if isinstance(error, ActionError):
-        return _json({"detail": wire.details(error)}, 422)
-    if isinstance(error, GoneError):
-        return _json({"detail": str(error)}, 404)
-    if isinstance(error, CapacityError):
-        response = _json({"detail": str(error), "kind": "CapacityError"}, 503)
-        response.headers["Retry-After"] = str(RETRY_SECONDS)
-        return response
-    if isinstance(error, AheadError):
-        return _json({"detail": str(error), "kind": "AheadError"}, 429)
-    kind = type(error).__name__ if isinstance(error, TurnwiseError) else EnvError.__name__
-    return _json({"detail": message_of(error), "kind": kind}, 500)
-
-
-async def invalid(_: Request, error: Exception) -> Response:
-    """The response to what a request's model refuses; FastAPI's own would fail on a body that is no text."""
-    assert isinstance(error, RequestValidationError)
-    found = [
-        {"type": one["type"], "loc": one["loc"], "msg": one["msg"], "input": wire.shown(one.get("input"))}
-        for one in error.errors()
-    ]
-    return _json({"detail": found}, 422)
-
-
 def _as_cookie(key: str) -> str:
     return quote(key, safe="", errors="surrogatepass")  # Clients choose it, in any alphabet.
 
 
 def _from_cookie(cookie: str | None) -> str | None:
     return None if cookie is None else unquote(cookie, errors="surrogatepass")
-
-
-def _json(value: Mapping[str, Any], status: int = 200) -> Response:
-    return Response(wire.dump(value), status, media_type="application/json")
 
 
 _FAILURES: dict[int | str, dict[str, Any]] = {

@@ -18,11 +18,13 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
 from turnwise.errors import TaskError
-from turnwise.openenv import payload, wire
+from turnwise.openenv import payload
 from turnwise.openenv.served import Served
+from turnwise.openenv.server.route import as_json
 
 KINDS = ("train", "validation", "test")
 Name = Annotated[str, Path(description="The environment's name, in upper or lower case.")]
@@ -47,9 +49,9 @@ class RangeRequest(SplitRequest):
     stop: int | None = Field(None, ge=0)
 
 
-def task_router(served: Served) -> APIRouter:
+def task_router(served: Served, route: type[APIRoute]) -> APIRouter:
     """The routes; to be included last, as ``{env_name}`` matches any name."""
-    router = APIRouter(tags=["Task API"], responses=_FAILURES)
+    router = APIRouter(tags=["Task API"], responses=_FAILURES, route_class=route)
 
     def named(env_name: str) -> None:
         if env_name.lower() != served.name.lower():
@@ -87,7 +89,7 @@ def task_router(served: Served) -> APIRouter:
     async def tasks(env_name: Name, request: SplitRequest) -> Response:
         found = await rows(env_name, request.split)
         chosen = await sent(found, request.split, range(len(found)))
-        return _json({"tasks": chosen, "env_name": served.name})
+        return as_json({"tasks": chosen, "env_name": served.name})
 
     @router.post("/{env_name}/num_tasks", summary="How many tasks a split has")
     async def num_tasks(env_name: Name, request: SplitRequest) -> dict[str, int]:
@@ -99,23 +101,19 @@ def task_router(served: Served) -> APIRouter:
         if not 0 <= request.index < len(found):
             raise HTTPException(400, f"split '{request.split}' has tasks 0 to {len(found) - 1}")
         (one,) = await sent(found, request.split, range(request.index, request.index + 1))
-        return _json({"task": one})
+        return as_json({"task": one})
 
     @router.post("/{env_name}/task_range", summary="Some tasks of a split")
     async def task_range(env_name: Name, request: RangeRequest) -> Response:
         found = await rows(env_name, request.split)
         chosen = range(len(found))[request.start : request.stop]
-        return _json({"tasks": await sent(found, request.split, chosen)})
+        return as_json({"tasks": await sent(found, request.split, chosen)})
 
     return router
 
 
 def _task(split: str, index: int, row: Any) -> dict[str, Any]:
     return {"id": f"{split}-{index}", "index": index, "split": split, "task": payload.task(row)}
-
-
-def _json(value: Any) -> Response:
-    return Response(wire.dump(value), media_type="application/json")
 
 
 _FAILURES: dict[int | str, dict[str, Any]] = {

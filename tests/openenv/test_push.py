@@ -37,6 +37,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 def folder(tmp_path: Path) -> Path:
     scaffold("web_shop", tmp_path)
     folder = tmp_path / "web_shop"
+    (folder / "uv.lock").write_text("version = 1\n")
     (folder / ".env").write_text("KEY=secret\n")
     (folder / "__pycache__").mkdir()
     (folder / "__pycache__/client.pyc").write_bytes(b"")

@@ -12,21 +12,39 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 from openenv.cli.__main__ import app as openenv_cli
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
+from turnwise.cli.env_serve import chosen_token
 from turnwise.cli.main import app as turnwise_cli
+from turnwise.openenv import scaffold
 from turnwise.openenv.run import ProcessProvider
 from turnwise.openenv.run.space import find_uv
 
+OURS = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+NEEDED = [Requirement(one) for one in OURS["dependencies"]]
+with_uv = pytest.mark.skipif(find_uv() is None, reason="uv is not installed")
+
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Has uv find wheels alone that say the same requirements as the real ones, and hold nothing."""
+    folder = tmp_path_factory.mktemp("wheels")
+    for one in NEEDED:
+        wheel(folder, one.name, version(one.name))
+    wheel(folder, "turnwise", OURS["version"], [str(one) for one in NEEDED])
+    wheel(folder, "pytest", version("pytest"))
+    return {"UV_NO_INDEX": "1", "UV_FIND_LINKS": str(folder), "UV_NO_CACHE": "1"}
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory, wheels: dict[str, str]) -> Path:
     folder = tmp_path_factory.mktemp("new")
-    done = CliRunner().invoke(turnwise_cli, ["env", "new", "web_shop", "--dir", str(folder)])
+    done = CliRunner().invoke(turnwise_cli, ["env", "new", "web_shop", "--dir", str(folder)], env=wheels)
     assert done.exit_code == 0, done.output
     assert f"turnwise env validate {folder / 'web_shop'}" in done.output
     return folder / "web_shop"
@@ -64,6 +82,7 @@ def test_it_is_a_turnwise_environment(package: Path) -> None:
     assert "2 passed" in ran.stdout, ran.stdout
 
 
+@with_uv
 def test_openenv_validates_the_folder(package: Path) -> None:
     done = CliRunner().invoke(openenv_cli, ["validate", str(package), "--json", "--verbose"])
     report = json.loads(done.stdout)
@@ -127,6 +146,15 @@ def test_its_server_needs_nothing_that_trains(package: Path) -> None:
             print(client.get("/web").status_code)
     """
     assert python(program, folder=package).split() == ["observation", "200"]
+    serve = f"""
+import sys
+sys.modules.update(dict.fromkeys({blocked!r}))
+sys.argv = ["turnwise", "env", "serve", "environment.py:WebShop", "--port", "{{port}}"]
+from turnwise.cli.main import main
+main()
+"""
+    with ProcessProvider([sys.executable, "-c", serve], folder=package) as server:
+        assert httpx.get(f"{server.base_url}/schema").status_code == 200
 
 
 def test_the_space_knows_where_the_server_listens(package: Path) -> None:
@@ -142,25 +170,68 @@ def test_the_space_knows_where_the_server_listens(package: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.skipif(find_uv() is None, reason="uv is not installed")
-def test_uv_locks_it_without_what_trains(package: Path, tmp_path: Path) -> None:
-    """Against wheels that say the same requirements as the real ones, and hold nothing."""
-    ours = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    needed = [Requirement(one) for one in ours["dependencies"]]
-    for one in needed:
-        wheel(tmp_path, one.name, version(one.name))
-    wheel(tmp_path, "turnwise", ours["version"], [str(one) for one in needed])
-    wheel(tmp_path, "pytest", version("pytest"))
-    uv = find_uv()
-    assert uv is not None
-    lock = [uv, "lock", "--no-index", "--find-links", str(tmp_path), "--no-cache", "--python", sys.executable]
-    before = (package / "uv.lock").read_text()
-    done = subprocess.run(lock, cwd=package, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+@with_uv
+def test_uv_locks_it_without_what_trains(package: Path) -> None:
     locked = {one["name"] for one in tomllib.loads((package / "uv.lock").read_text())["package"]}
-    (package / "uv.lock").write_text(before)
     assert {"openenv-web-shop", "turnwise", "fastapi", "uvicorn"} <= locked
     assert not locked & {"torch", "transformers", "openenv-core", "huggingface-hub"}
+
+
+@pytest.mark.parametrize("why", ["uv is not installed", "uv lock` failed"])
+def test_what_is_not_locked_has_no_lock_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """Where uv is missing, or finds nothing."""
+    if why == "uv is not installed":
+        monkeypatch.setattr(scaffold, "find_uv", lambda: None)
+    elif find_uv() is None:
+        pytest.skip("uv is not installed")
+    done = CliRunner().invoke(
+        turnwise_cli,
+        ["env", "new", "shop", "--dir", str(tmp_path)],
+        env={"UV_NO_INDEX": "1", "UV_NO_CACHE": "1"},
+    )
+    assert done.exit_code == 0 and not (tmp_path / "shop/uv.lock").exists()
+    assert why in done.output and f"uv lock --directory {tmp_path / 'shop'}" in done.output
+
+
+def test_pip_can_leave_out_what_trains(package: Path) -> None:
+    """What ``--no-deps`` installs has its requirements in a file, save those that serving does not need."""
+    lines = (package / "server/requirements.txt").read_text().splitlines()
+    listed = [Requirement(one) for one in lines if not one.startswith("#")]
+    assert listed == [one for one in NEEDED if one.name not in scaffold.LEFT_OUT]
+
+
+GIT = {"url": "https://host/turnwise.git", "vcs_info": {"vcs": "git", "commit_id": "c0ffee"}}
+
+
+@pytest.mark.parametrize(
+    ("installed", "required"),
+    [
+        (None, "turnwise"),
+        (GIT, "turnwise @ git+https://host/turnwise.git@c0ffee"),
+        (
+            {"url": "https://host/turnwise-1.whl", "archive_info": {}},
+            "turnwise @ https://host/turnwise-1.whl",
+        ),
+        ({"url": "file:///home/me/turnwise", "dir_info": {"editable": True}}, "turnwise"),
+    ],
+)
+def test_the_package_asks_for_the_turnwise_that_wrote_it(installed: object, required: str) -> None:
+    assert scaffold.origin(None if installed is None else json.dumps(installed)) == required
+    assert str(Requirement(required)).startswith("turnwise")
+
+
+def test_an_app_and_env_serve_read_the_token_by_one_rule(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = "import server.app as m; print(repr(m.app.state.sessions.settings.token))"
+    for said, token in (("none", None), ("", None), ("s3cret", "s3cret")):
+        monkeypatch.setenv("TURNWISE_TOKEN", said)
+        assert python(program, folder=package) == f"{token!r}\n"
+        assert chosen_token("127.0.0.1", None) == token
+    monkeypatch.setenv("TURNWISE_TOKEN", "")
+    assert chosen_token("0.0.0.0", None), "a variable that holds nothing lets nobody in"
 
 
 def wheel(folder: Path, name: str, number: str, requirements: list[str] | None = None) -> None:

@@ -263,6 +263,7 @@ def test_a_token_is_brought() -> None:
 
 def test_a_new_package_passes(tmp_path: Path) -> None:
     scaffold("web_shop", tmp_path)
+    (tmp_path / "web_shop/uv.lock").write_text("version = 1\n")  # `turnwise env new` has uv write it
     report = asyncio.run(validate(tmp_path / "web_shop", Options(start_seconds=120)))
     assert outcomes(report) == {}
     assert {"memory", "threads", "files", "starts", "package"} <= {one.id for one in report.findings}
@@ -285,7 +286,6 @@ def test_what_sessions_leave_behind_is_measured(tmp_path: Path) -> None:
         "    def reset(self, task):\n"
         "        return str(task['number'])\n"
     )
-    (folder / "uv.lock").unlink()
     report = asyncio.run(validate(folder, Options(start_seconds=120)))
     assert outcomes(report) == {"lock": "error", "memory": "error", "threads": "error", "files": "error"}
 
@@ -307,7 +307,7 @@ def test_a_package_that_does_not_start_says_why(tmp_path: Path) -> None:
     (folder / "server/app.py").write_text("import no_such_module\n")
     (folder / "pyproject.toml").write_text("[project]\nname = 'a'\ndependencies = ['numpy']\n")
     report = asyncio.run(validate(folder, Options()))
-    assert outcomes(report) == dict.fromkeys(("script", "dependency", "main", "starts"), "error")
+    assert outcomes(report) == dict.fromkeys(("script", "dependency", "lock", "main", "starts"), "error")
     assert "No module named 'no_such_module'" in report.findings[-1].found
     empty = asyncio.run(validate(tmp_path, Options()))
     assert outcomes(empty) == {"package": "error", "pyproject": "error"}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -45,15 +45,28 @@ def new(
 ) -> None:
     """Write a small environment, ready to be changed: Turnwise trains on it, OpenEnv serves it."""
     from turnwise.cli.env_new import scaffold
+    from turnwise.openenv.scaffold import homeless, lock
 
     written, class_name = scaffold(name, directory, package=not file)
     for path in written:
         typer.echo(f"wrote {path}")
+    folder = written[0].parent
+    problem = None if file else lock(folder)
+    if problem is not None:
+        typer.echo(f"\n{folder / 'uv.lock'} is missing, which `openenv validate` asks for: {problem}")
+    elif not file:
+        typer.echo(f"wrote {folder / 'uv.lock'}")
+    if not file and homeless():
+        typer.echo(
+            "\nThis Turnwise was installed from a folder, where no image can get it: say in pyproject.toml\n"
+            "where it is to be had, such as `turnwise @ git+https://…`; an index may have a namesake."
+        )
     typer.echo(f"\nnext:  turnwise env check {written[0]}:{class_name}")
     typer.echo(f"       turnwise env play {written[0]}:{class_name} --teacher")
     typer.echo(f"       pytest {written[1]}")
+    if problem is not None:
+        typer.echo(f"       uv lock --directory {folder}")
     if not file:
-        folder = written[0].parent
         typer.echo(f"       turnwise env validate {folder}")
         typer.echo(f"       turnwise env push {folder} --repo-id ORG/{name}")
 
@@ -137,6 +150,10 @@ def serve_environment(
         list[str] | None,
         typer.Option(help="A web page's origin, beside its own, that may talk to it: https://play.example."),
     ] = None,
+    mode: Annotated[
+        Literal["simulation", "production"],
+        typer.Option(help="production leaves agents their tools at /mcp, and nobody reset, step or state."),
+    ] = "simulation",
 ) -> None:
     """Serve an environment to OpenEnv's clients and to Turnwise's, until Ctrl-C."""
     from turnwise.cli.env_serve import chosen_token, serve
@@ -148,6 +165,7 @@ def serve_environment(
         idle_timeout=idle_timeout or None,
         token=chosen_token(host, token),
         origins=tuple(origin or ()),
+        mode=mode,
     )
     serve(spec, args=parse_args(arg or []), host=host, port=port, token=token, settings=settings)
 

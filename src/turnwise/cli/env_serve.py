@@ -14,12 +14,9 @@ from turnwise.openenv.hosted import hosted
 from turnwise.openenv.served import Served
 from turnwise.openenv.server.access import loopback
 from turnwise.openenv.server.app import create_server_app, uvicorn_config
-from turnwise.openenv.server.settings import Settings
+from turnwise.openenv.server.settings import TOKEN, Settings, asked_for
 from turnwise.openenv.typed import TypedEnv
 from turnwise.openenv.typed_class import written_for_openenv
-
-TOKEN = "TURNWISE_TOKEN"
-"""Where a token comes from that should not stand in a command line."""
 
 
 def chosen_token(host: str, given: str | None) -> str | None:
@@ -29,10 +26,9 @@ def chosen_token(host: str, given: str | None) -> str | None:
         host: What the server listens on.
         given: ``none`` asks for none, wherever it listens.
     """
-    token = given or os.environ.get(TOKEN)
-    if token is None and not loopback(host):
+    if not (given or os.environ.get(TOKEN) or loopback(host)):
         return secrets.token_urlsafe(24)
-    return None if token == "none" else token
+    return asked_for(given)
 
 
 def served_as(spec: str, args: Mapping[str, object], settings: Settings) -> Served:
@@ -64,7 +60,8 @@ def serve(
 
     app = create_server_app(served_as(spec, args, settings), settings=settings)
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    typer.echo(f"serving {spec} at {where}  (page {where}/web, API {where}/docs)")
+    page = f"page {where}/web" if settings.mode == "simulation" else f"tools {where}/mcp"
+    typer.echo(f"serving {spec} at {where}  ({page}, API {where}/docs)")
     if settings.token is not None and token is None and not os.environ.get(TOKEN):
         typer.echo(f"token {settings.token}  (--token sets one, --token none lets everybody in)")
     uvicorn.Server(uvicorn_config(app, host=host, port=port, log_level="warning")).run()

@@ -6,6 +6,22 @@ and describes it to Docker, to uv and to a Hugging Face Space.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from turnwise.openenv.run.space import find_uv
+
+NAME = "turnwise"
+LEFT_OUT = (
+    "huggingface-hub", "openenv-core", "peft", "safetensors", "tokenizers", "torch", "transformers",
+)  # fmt: skip
+"""Of what Turnwise and the package require, what a server never imports."""
+LOCK_SECONDS = 120.0
+LOG_CHARS = 1000
+
 INIT = '''"""{title}: a Turnwise environment and its OpenEnv client."""
 
 from .client import {class_name}Env
@@ -72,13 +88,12 @@ APP = '''"""The environment as a server: `python -m server.app`, or `uvicorn ser
 from __future__ import annotations
 
 import argparse
-import os
 
 import uvicorn
 
 from turnwise.openenv.hosted import hosted
 from turnwise.openenv.server.app import create_server_app, uvicorn_config
-from turnwise.openenv.server.settings import Settings
+from turnwise.openenv.server.settings import Settings, asked_for
 
 try:
     from ..environment import {class_name}
@@ -87,7 +102,7 @@ except ImportError:  # run from the package's folder, without being installed
 
 app = create_server_app(
     hosted({class_name}),
-    settings=Settings(token=os.environ.get("TURNWISE_TOKEN") or None),  # None lets everybody in
+    settings=Settings(token=asked_for()),  # TURNWISE_TOKEN; without one everybody may play
 )
 
 
@@ -133,7 +148,7 @@ description = "{title}, an environment for Turnwise and OpenEnv"
 requires-python = ">=3.11"
 dependencies = [
   "openenv-core>=0.3.0",  # `openenv validate` asks for it; nothing here imports it
-  "turnwise",
+  "{turnwise}",
 ]
 
 [dependency-groups]
@@ -147,22 +162,28 @@ packages = ["{name}", "{name}.server"]
 package-dir = {{ "{name}" = ".", "{name}.server" = "server" }}
 
 [tool.uv]
-# A server trains nothing: what Turnwise needs for that alone is left out of its image.
+# A server trains nothing: what Turnwise needs for that alone is left out.
 override-dependencies = [
-  "huggingface-hub; python_version < '0'",
-  "openenv-core; python_version < '0'",
-  "peft; python_version < '0'",
-  "safetensors; python_version < '0'",
-  "tokenizers; python_version < '0'",
-  "torch; python_version < '0'",
-  "transformers; python_version < '0'",
+{overrides}
 ]
 """
 
-LOCK = """\
-# Nothing is locked yet: `uv lock` writes the versions, and so does the first `uv sync`.
-version = 1
-requires-python = ">=3.11"
+REQUIREMENTS = """\
+# What serving needs of Turnwise, for pip, which can leave out nothing of what training needs:
+#     pip install --no-deps '{turnwise}' . && pip install -r server/requirements.txt
+fastapi>=0.115,<1
+httptools>=0.6.3,<1
+httpx>=0.27,<1
+jinja2>=3.1,<4
+numpy>=1.26,<3
+orjson>=3.10,<4
+pydantic>=2.9,<3
+pyyaml>=6,<7
+rich>=13.9,<16
+typer>=0.15,<1
+uvicorn>=0.53,<1
+uvloop>=0.21,<1; sys_platform != 'win32'
+websockets>=15,<18
 """
 
 README = """\
@@ -182,13 +203,18 @@ tags:
 
 # {title}
 
-A [Turnwise](https://pypi.org/project/turnwise/) environment that speaks [OpenEnv](https://pypi.org/project/openenv-core/).
+A Turnwise environment that speaks [OpenEnv](https://pypi.org/project/openenv-core/).
 
+    uv sync                                    # installs what serving needs: no torch, no transformers
     turnwise env check environment.py:{class_name}     # what would spoil a training run
     turnwise env play environment.py:{class_name}      # by hand, in the terminal
     python -m server.app                       # http://127.0.0.1:8000, its page at /web
     turnwise env validate .                    # what others would see of the server
     turnwise env push . --repo-id ORG/{name}   # as a Hugging Face Space
+
+Without uv, `pip install --no-deps '{turnwise}' . && pip install -r server/requirements.txt`
+installs as little; `pip install .` brings all that training needs too. `uv lock` keeps `uv.lock` true to
+`pyproject.toml`; `openenv validate` asks for that file.
 
 Train on it as `env: environment.py:{class_name}` or, from another machine, by its address:
 `env: https://ORG-{dashed}.hf.space`. Or play on it:
@@ -225,7 +251,7 @@ FILES = {
     "server/Dockerfile": DOCKERFILE,
     "openenv.yaml": MANIFEST,
     "pyproject.toml": PYPROJECT,
-    "uv.lock": LOCK,
+    "server/requirements.txt": REQUIREMENTS,
     "README.md": README,
     ".dockerignore": DOCKERIGNORE,
 }
@@ -240,5 +266,57 @@ def package_files(name: str, class_name: str) -> dict[str, str]:
         class_name: The environment's: ``WebShop``.
     """
     title = name.replace("_", " ").capitalize()
-    words = {"name": name, "class_name": class_name, "title": title, "dashed": name.replace("_", "-")}
+    words = {
+        "name": name,
+        "class_name": class_name,
+        "title": title,
+        "dashed": name.replace("_", "-"),
+        "turnwise": origin(_direct_url()),
+        "overrides": "\n".join(f"  \"{one}; python_version < '0'\"," for one in LEFT_OUT),
+    }
     return {path: template.format(**words) for path, template in FILES.items()}
+
+
+def origin(direct_url: str | None) -> str:
+    """Turnwise as a requirement, with where it came from, if others find it there too.
+
+    Args:
+        direct_url: What ``direct_url.json`` of the installed one says (PEP 610); None is from an index.
+    """
+    said = json.loads(direct_url or "{}")
+    url, vcs = said.get("url", ""), said.get("vcs_info")
+    if not url.startswith("https://"):
+        return NAME
+    return f"{NAME} @ {vcs['vcs']}+{url}@{vcs['commit_id']}" if vcs else f"{NAME} @ {url}"
+
+
+def homeless() -> bool:
+    """Whether this Turnwise is of a folder of this machine, where no image can install it from."""
+    said = _direct_url()
+    return said is not None and origin(said) == NAME
+
+
+def _direct_url() -> str | None:
+    try:
+        return distribution(NAME).read_text("direct_url.json")
+    except PackageNotFoundError:
+        return None
+
+
+def lock(folder: Path) -> str | None:
+    """Have uv write ``uv.lock``; what kept it from that, None where it did."""
+    if (uv := find_uv()) is None:
+        return "uv is not installed"
+    command = [uv, "lock", "--directory", str(folder), "--python", sys.executable]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=LOCK_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"`uv lock` took over {LOCK_SECONDS:g} s"
+    return None if done.returncode == 0 else f"`uv lock` failed:\n{done.stderr[-LOG_CHARS:].strip()}"

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal
+
+TOKEN = "TURNWISE_TOKEN"
+"""The variable that a server's token is read from where nobody says it: not all should stand in a command."""
+
+
+def asked_for(given: str | None = None) -> str | None:
+    """The token of a server: ``given``, else what `TOKEN` holds; None if that is nothing, or ``none``."""
+    token = given or os.environ.get(TOKEN)
+    return None if token in (None, "", "none") else token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,6 +87,40 @@ def test_episode_ids_tell_episodes_apart(client: httpx.Client) -> None:
     assert client.get("/state", params={"episode_id": "b"}).json()["episode_id"] == "b"
 
 
+def test_clients_that_choose_the_same_episode_id_share_no_environment() -> None:
+    with (
+        running(as_app(Counter)) as server,
+        httpx.Client(base_url=server.url) as one,
+        httpx.Client(base_url=server.url) as other,
+    ):
+        chosen = {"episode_id": "e"}
+
+        def add(client: httpx.Client, number: int) -> object:
+            answer = client.post("/step", json={**chosen, "action": call(number)})
+            return answer.status_code if answer.is_error else answer.json()["observation"]["result"]
+
+        one.post("/reset", json=chosen)
+        assert add(one, 1) == "1"  # With its cookie: from here on it is its own.
+        other.post("/reset", json=chosen)
+        assert (add(other, 2), add(one, 1)) == ("2", "2")
+        assert len(server.sessions.live) == 2
+        assert one.get("/state", params=chosen).json()["step_count"] == 2
+        stranger = {"turnwise_session": "somebody."}
+        assert httpx.get(f"{server.url}/state", params=chosen, cookies=stranger).status_code == 404
+
+
+def test_who_keeps_no_cookies_takes_over_by_a_reset_and_shares_nothing(client: httpx.Client) -> None:
+    """Programs without a cookie jar come back by the id alone, and their resets look like anybody's."""
+    chosen = {"episode_id": "e"}
+    client.post("/reset", json=chosen)
+    for _ in range(2):
+        assert httpx.post(f"{client.base_url}/reset", json=chosen).status_code == 200
+        again = httpx.post(f"{client.base_url}/step", json={**chosen, "action": call(1)})
+        assert again.json()["observation"]["result"] == "1"
+    lost = client.post("/step", json={**chosen, "action": call(1)})
+    assert lost.status_code == 404 and "a later reset" in lost.json()["detail"]
+
+
 def test_without_either_each_request_has_an_environment_of_its_own(client: httpx.Client) -> None:
     before = Counter.opened
     answer = client.post("/step", json={"action": {"type": "list_tools"}})

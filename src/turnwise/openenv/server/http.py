@@ -1,9 +1,9 @@
 """HTTP ``/reset /step /state /schema /metadata /health``: an environment without a socket.
 
-A reset keeps its environment for whoever made it, known by the ``episode_id`` that they chose or the cookie
-that they were given; a step and a state with either of these are that episode's. Without them each request
-has an environment of its own, made for it and closed after it. An environment that nobody comes back to gives
-way to whoever needs one, and is closed after a minute.
+A reset keeps its environment for whoever made it, known by the cookie that they were given or the
+``episode_id`` that they chose; a step and a state with either of these are that episode's. Without them each
+request has an environment of its own, made for it and closed after it. An environment that nobody comes back
+to gives way to whoever needs one, and is closed after a minute.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 from urllib.parse import quote, unquote
@@ -108,50 +109,107 @@ class Failure(BaseModel):
     kind: str | None = Field(None, description="The error's class, where it is the environment's.")
 
 
+@dataclass(eq=False, slots=True)
+class Episode:
+    """What one client comes back to."""
+
+    client: str
+    name: str
+    """Its ``episode_id``; empty where it has none."""
+    opening: asyncio.Future[Live]
+    claimed: bool = False
+    """Its client came back with the cookie: no reset without it takes it over."""
+
+
 class Held:
-    """Sessions that HTTP clients come back to, by ``episode_id`` or cookie."""
+    """Episodes that HTTP clients come back to, by cookie and ``episode_id``.
+
+    A cookie names a client, which meets its own episodes alone. A program that keeps no cookies means the
+    newest of that ``episode_id``. With a reset it never shares what a cookie has come back to, and what none
+    has it takes over: if that was another's, the other's cookie opens nothing any more.
+    """
 
     def __init__(self, sessions: Sessions) -> None:
         self.sessions = sessions
-        self._held: dict[str, asyncio.Future[Live]] = {}
+        self._held: dict[tuple[str, str], Episode] = {}
+        """By client and name."""
+        self._named: dict[str, Episode] = {}
+        """By name, for requests without a cookie."""
 
-    async def make(self, key: str, *, draft: bool) -> Live:
-        """The session of ``key``, opened where there is none.
+    async def make(self, cookie: str | None, episode_id: str | None) -> tuple[Live, str]:
+        """The session for a reset, opened where there is none, and the cookie by which it is found again.
 
         Raises:
             CapacityError, EnvError: As for `Sessions.open`.
         """
-        if key not in self._held:
-            opening = asyncio.ensure_future(self.sessions.open(evict=partial(self._drop, key), draft=draft))
-            self._held[key] = opening
-            opening.add_done_callback(partial(self._opened, key))
-            return await asyncio.shield(opening)
-        return await self.find(key)
+        if cookie is not None:
+            client, _, last = cookie.partition(".")
+            name = episode_id or last
+            episode = self._own(client, name)
+        else:
+            client, name = uuid.uuid4().hex, episode_id or ""
+            episode = self._named.get(name)
+            if episode is not None and episode.claimed:
+                episode = None
+            self._forget(episode)
+        if episode is None:
+            opening = asyncio.ensure_future(
+                self.sessions.open(evict=lambda _: self._drop(made), draft=episode_id is None)
+            )
+            episode = made = Episode(client, name, opening, claimed=cookie is not None)
+            opening.add_done_callback(partial(self._opened, episode))
+            live = await asyncio.shield(self._keep(episode))
+        else:
+            episode.client = client
+            live = await asyncio.shield(self._keep(episode))  # Others may wait for it too.
+            self.sessions.keep(live)
+        return live, f"{client}.{name}"
 
-    async def find(self, key: str) -> Live:
-        """The session of ``key``.
+    async def find(self, cookie: str | None, episode_id: str | None) -> Live:
+        """The session that a request means.
 
         Raises:
             GoneError: There is none.
         """
-        if key not in self._held:
-            raise GoneError("no such episode: it was idle for too long or never reset; reset first")
-        live = await asyncio.shield(self._held[key])  # Others may wait for it too.
+        if cookie is None:
+            episode = self._named.get(episode_id or "")
+        else:
+            client, _, last = cookie.partition(".")
+            episode = self._own(client, episode_id or last)
+        if episode is None:
+            raise GoneError(
+                "no such episode: it was never reset, was idle for too long, or a later reset without a "
+                "cookie took it over; reset first"
+            )
+        live = await asyncio.shield(episode.opening)
         self.sessions.keep(live)
         return live
 
-    def has(self, key: str | None) -> bool:
-        """Whether there is a session of ``key``."""
-        return key in self._held
+    def _own(self, client: str, name: str) -> Episode | None:
+        episode = self._held.get((client, name))
+        if episode is not None:
+            episode.claimed = True
+        return episode
 
-    def _opened(self, key: str, opening: asyncio.Future[Live]) -> None:
+    def _keep(self, episode: Episode) -> asyncio.Future[Live]:
+        self._held[episode.client, episode.name] = episode
+        if episode.name and not (episode.claimed and episode.name in self._named):
+            self._named[episode.name] = episode
+        return episode.opening
+
+    def _forget(self, episode: Episode | None) -> None:
+        if episode is not None:
+            self._held.pop((episode.client, episode.name), None)
+            if self._named.get(episode.name) is episode:
+                del self._named[episode.name]
+
+    def _opened(self, episode: Episode, opening: asyncio.Future[Live]) -> None:
         if opening.cancelled() or opening.exception() is not None:
-            self._held.pop(key, None)
+            self._forget(episode)
 
-    async def _drop(self, key: str, _: str) -> None:
-        opening = self._held.pop(key, None)
-        if opening is not None:
-            await self.sessions.close(await opening)
+    async def _drop(self, episode: Episode) -> None:
+        self._forget(episode)
+        await self.sessions.close(await episode.opening)
 
 
 def control_router(sessions: Sessions, route: type[APIRoute]) -> APIRouter:
@@ -160,13 +218,13 @@ def control_router(sessions: Sessions, route: type[APIRoute]) -> APIRouter:
     held = Held(sessions)
 
     @asynccontextmanager
-    async def found(key: str | None) -> AsyncIterator[ServedSession]:
-        """The session of ``key``; for a request that names none, one that passes."""
-        if key is None:
+    async def found(cookie: str | None, episode_id: str | None) -> AsyncIterator[ServedSession]:
+        """The session that a request means; for one that names none, one that passes."""
+        if cookie is None and episode_id is None:
             async with sessions.passing() as session:
                 yield session
         else:
-            async with sessions.turn(await held.find(key)) as session:
+            async with sessions.turn(await held.find(cookie, episode_id)) as session:
                 yield session
 
     @router.post("/reset", response_model=StepResponse, responses=_FAILURES, summary="Start an episode")
@@ -174,13 +232,11 @@ def control_router(sessions: Sessions, route: type[APIRoute]) -> APIRouter:
         request: Annotated[ResetRequest, Body(default_factory=ResetRequest)], cookie: SessionCookie = None
     ) -> Response:
         data = request.model_dump(exclude_unset=True)
-        known = _from_cookie(cookie)
-        key = request.episode_id or (known if held.has(known) else None) or uuid.uuid4().hex
-        live = await held.make(key, draft=request.episode_id is None)
+        live, cookie = await held.make(_from_cookie(cookie), request.episode_id or None)
         async with sessions.turn(live) as session:
             answer = await session.reset(data)
         response = as_json(wire.body(answer))
-        response.set_cookie(COOKIE, _as_cookie(key), httponly=True, samesite="strict")
+        response.set_cookie(COOKIE, _as_cookie(cookie), httponly=True, samesite="strict")
         return response
 
     @router.post("/step", response_model=StepResponse, responses=_FAILURES, summary="Act")
@@ -188,7 +244,7 @@ def control_router(sessions: Sessions, route: type[APIRoute]) -> APIRouter:
         if request.model_extra:
             extra = ", ".join(request.model_extra)[:200]
             raise ActionError(f"/step takes action, timeout_s, episode_id and request_id; found {extra}")
-        async with found(request.episode_id or _from_cookie(cookie)) as session:
+        async with found(_from_cookie(cookie), request.episode_id or None) as session:
             answer = await session.step(request.action, seconds=request.timeout_s)
         response = as_json(wire.body(answer))
         if request.request_id is not None:
@@ -199,7 +255,7 @@ def control_router(sessions: Sessions, route: type[APIRoute]) -> APIRouter:
     async def state(
         episode_id: Annotated[str | None, Query(max_length=255)] = None, cookie: SessionCookie = None
     ) -> Response:
-        async with found(episode_id or _from_cookie(cookie)) as session:
+        async with found(_from_cookie(cookie), episode_id or None) as session:
             return as_json(await session.state())
 
     return router
@@ -224,8 +280,8 @@ def about_router(sessions: Sessions, route: type[APIRoute]) -> APIRouter:
     return router
 
 
-def _as_cookie(key: str) -> str:
-    return quote(key, safe="", errors="surrogatepass")  # Clients choose it, in any alphabet.
+def _as_cookie(cookie: str) -> str:
+    return quote(cookie, safe="", errors="surrogatepass")  # Clients choose it, in any alphabet.
 
 
 def _from_cookie(cookie: str | None) -> str | None:

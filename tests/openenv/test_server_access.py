@@ -272,6 +272,20 @@ def test_the_command_lets_origins_in(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given["echo"].origins == ("https://a.example", "https://b.example")
 
 
+def test_the_command_serves_agents_alone_where_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(env_serve, "uvicorn_config", lambda app, **more: made.append(app) or 1 / 0)
+    for mode, status in (("simulation", 200), ("production", 404)):
+        told = CliRunner().invoke(cli, ["serve", "catch", "--mode", mode])
+        assert ("/web" in told.stdout) == (mode == "simulation")
+        with TestClient(made.pop(), base_url="http://localhost") as http:
+            assert http.post("/reset").status_code == http.get("/state").status_code == status
+            listed = http.post("/mcp", json={"jsonrpc": "2.0", "method": "tools/list", "id": 1}).json()
+            assert listed["result"]["tools"][0]["name"] == "move"
+            assert http.get("/health").status_code == http.get("/schema").status_code == 200
+    assert CliRunner().invoke(cli, ["serve", "catch", "--mode", "training"]).exit_code == 2
+
+
 @pytest.mark.parametrize(
     ("host", "here"),
     [("localhost", True), ("127.0.0.1", True), ("::1", True), ("0.0.0.0", False), ("10.0.0.1", False)],

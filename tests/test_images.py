@@ -68,6 +68,31 @@ def shown(*blocks: ImageBlock, id: str = "rl/0/e/0/s0") -> object:
     return replace(base, segments=(replace(first, prompt=(said,)), *base.segments[1:]))
 
 
+def test_on_disk_too_it_may_be_bounded() -> None:
+    """What was read longest ago goes; what is pinned stays, and what came before the bound."""
+    store = ImageStore(memory=1)
+    early = store.add(b"early" * 20)
+    store.add(b"later" * 20)  # Which sends the one before to the disk.
+    with store.bounded(disk=300):
+        kept = store.add(b"pinned" * 10)
+        store.pin([kept])
+        shown = store.add(b"shown" * 20)
+        names = []
+        for number in range(20):
+            names.append(store.add(bytes([number]) * 100))
+            assert store.read(shown) and store.read(kept)
+        gone = [name for name in names if not found(store, name)]
+    assert gone == names[: len(gone)] and 14 <= len(gone) < 20
+    assert found(store, early)
+
+
+def found(store: ImageStore, sha256: str) -> bool:
+    try:
+        return bool(store.read(sha256))
+    except StoreError:
+        return False
+
+
 @pytest.mark.parametrize("name", ["../secret", "", "0" * 63, "0" * 64 + "\n", "F" * 64])
 def test_a_name_that_is_no_hash_is_no_path(tmp_path: Path, name: str) -> None:
     (tmp_path / "secret.png").write_bytes(b"not yours")

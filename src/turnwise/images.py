@@ -20,7 +20,8 @@ import sys
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -51,6 +52,11 @@ class ImageStore:
     def __init__(self, memory: int = MEMORY) -> None:
         self._memory, self._used = memory, 0
         self._held: OrderedDict[str, bytes] = OrderedDict()
+        self._disk: int | None = None
+        self._spilled: OrderedDict[str, int] = OrderedDict()
+        """Bytes of each file that may be forgotten, the one read longest ago first."""
+        self._spilled_bytes = 0
+        self._pinned: set[str] = set()
         self._folders: list[Path] = []
         """Where files may be that memory has not, those of open runs."""
         self._overflow: tempfile.TemporaryDirectory[str] | None = None
@@ -88,6 +94,25 @@ class ImageStore:
             where = ", ".join(map(str, self._folders)) or "no run directory is open"
             raise StoreError(f"image {sha256} is not stored here (looked in memory and in: {where})")
 
+    @contextmanager
+    def bounded(self, disk: int) -> Iterator[None]:
+        """Let the temporary directory hold ``disk`` bytes at most: what was read longest ago is forgotten.
+
+        For a process that shows images and goes on for ever. A run needs all of its own, until they are kept.
+        """
+        before, self._disk = self._disk, disk
+        try:
+            yield
+        finally:
+            self._disk = before
+
+    def pin(self, hashes: Iterable[str]) -> None:
+        """Never forget these: what names them lives as long as the process."""
+        with self._lock:
+            for sha256 in hashes:
+                self._pinned.add(sha256)
+                self._spilled_bytes -= self._spilled.pop(sha256, 0)
+
     def look_in(self, folder: Path) -> None:
         """Find files in ``folder`` too, from now on."""
         with self._lock:
@@ -103,7 +128,18 @@ class ImageStore:
             if not any(_file(folder, name).exists() for folder in self._folders):
                 if self._overflow is None:
                     self._overflow = tempfile.TemporaryDirectory(prefix="turnwise-images-")
-                _file(Path(self._overflow.name), name).write_bytes(old)
+                self._spill(Path(self._overflow.name), name, old)
+
+    def _spill(self, folder: Path, name: str, data: bytes) -> None:
+        _file(folder, name).write_bytes(data)
+        if self._disk is None or name in self._pinned:
+            return
+        self._spilled_bytes += len(data) - self._spilled.pop(name, 0)
+        self._spilled[name] = len(data)
+        while self._spilled_bytes > self._disk:
+            oldest, size = self._spilled.popitem(last=False)
+            self._spilled_bytes -= size
+            _file(folder, oldest).unlink(missing_ok=True)
 
 
 STORE = ImageStore()

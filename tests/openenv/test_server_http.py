@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
 
 import httpx
 import pytest
+from PIL import Image
 from tests.openenv.serving import as_app, running
 
+from turnwise import images
 from turnwise.envs.base import Env, tool
+from turnwise.openenv.server import app
 from turnwise.openenv.server.settings import Settings
 from turnwise.types import Step
 
@@ -394,6 +398,39 @@ def test_rows_that_are_only_counted_or_passed_over_are_not_made_json() -> None:
         some = client.post("/task_range", json={**train, "start": 1}).json()["tasks"]
         assert [row["index"] for row in some] == [1]
         assert client.post("/tasks", json=train).status_code == 500
+
+
+def test_what_was_shown_is_forgotten_and_what_tasks_name_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = images.ImageStore(memory=1)
+    monkeypatch.setattr(images, "STORE", store)
+    monkeypatch.setattr(app, "IMAGES_ON_DISK", 4000)
+    shades = iter(range(256))
+
+    def noise() -> Image.Image:
+        return Image.effect_noise((32, 32), next(shades) / 2 + 1)  # About a kilobyte.
+
+    class Gallery(Env):
+        def tasks(self, split: str) -> list[dict[str, object]]:
+            return [{"picture": images.as_json(noise())} for _ in range(4)]
+
+        def reset(self, task: dict[str, Image.Image]) -> list[object]:
+            return ["Look:", task["picture"]]
+
+        @tool
+        def another(self) -> Image.Image:
+            """See another."""
+            return noise()
+
+    act = {"action": {"type": "call_tool", "tool_name": "another", "arguments": {}}}
+    with running(as_app(Gallery)) as server, httpx.Client(base_url=server.url) as client:
+        for index in (0, 1, 2, 3, 0):
+            seen = client.post("/reset", json={"split": "train", "index": index}).json()
+            assert "image_url" in str(seen["observation"]["messages"])
+            for _ in range(8):
+                assert client.post("/step", json=act).json()["metadata"]["content"]
+        assert store._overflow is not None
+        kept = sum(file.stat().st_size for file in Path(store._overflow.name).iterdir())
+    assert 3000 < kept < 16_000  # Of some 50 KB: the bound, and the rows of both splits.
 
 
 def test_the_task_api_of_an_environment_without_tasks(client: httpx.Client) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from turnwise import images
 from turnwise.envs.base import Env
 from turnwise.envs.registry import make
 from turnwise.envs.session import EnvSpec, Limits, Session
@@ -82,7 +83,9 @@ class HostedSpec:
             EnvError: The environment's constructor raised.
         """
         if split not in self._rows:
-            self._rows[split] = tuple(self.spec.tasks(split))
+            rows = tuple(self.spec.tasks(split))
+            images.STORE.pin(images.named_in_json(rows))  # Any reset may ask for any of them.
+            self._rows[split] = rows
         return self._rows[split]
 
     async def schemas(self) -> Mapping[str, Any]:

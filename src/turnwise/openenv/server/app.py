@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.middleware import Middleware
 from starlette.routing import WebSocketRoute
 
+from turnwise import images
 from turnwise.openenv.page import page_routes
 from turnwise.openenv.served import Served
 from turnwise.openenv.server.access import Access, Guard, enter
@@ -31,6 +32,8 @@ from turnwise.openenv.server.tasks import task_router
 
 GRACE_SECONDS = 5
 """How long requests that run may take to end once the server is told to stop."""
+IMAGES_ON_DISK = 1 << 30
+"""Bytes of images beyond memory's `turnwise.images.MEMORY`; those of tasks' rows are kept beside."""
 API_VERSION = "1.0.0"
 """Of OpenEnv's HTTP API; ``openenv validate`` looks for it in ``/openapi.json``."""
 
@@ -61,11 +64,12 @@ def _add(app: FastAPI, served: Served, settings: Settings, *, own: bool) -> None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
-        try:
-            async with around(app) as state:
-                yield state
-        finally:
-            await sessions.aclose()
+        with images.STORE.bounded(disk=IMAGES_ON_DISK):
+            try:
+                async with around(app) as state:
+                    yield state
+            finally:
+                await sessions.aclose()
 
     app.router.lifespan_context = lifespan
     app.state.sessions = sessions

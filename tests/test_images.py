@@ -80,7 +80,7 @@ def test_on_disk_too_it_may_be_bounded() -> None:
         names = []
         for number in range(20):
             names.append(store.add(bytes([number]) * 100))
-            assert store.read(shown) and store.read(kept)
+            assert store.read(kept) and store.read(shown)
         gone = [name for name in names if not found(store, name)]
     assert gone == names[: len(gone)] and 14 <= len(gone) < 20
     assert found(store, early)

@@ -251,6 +251,29 @@ def test_a_token() -> None:
         asyncio.run(main())
 
 
+@pytest.mark.parametrize("way", [429, 503, "lost"])
+def test_rows_are_listed_by_the_next_server_where_one_cannot(way: int | str) -> None:
+    class Failing:
+        """Lists nothing, for now."""
+
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            if not scope.get("path", "").endswith("/tasks"):
+                await self.app(scope, receive, send)
+            elif way == "lost":
+                raise ConnectionResetError
+            else:
+                await send({"type": "http.response.start", "status": way, "headers": []})
+                await send({"type": "http.response.body", "body": b""})
+
+    with running(Failing(as_app(Fair))) as failing, running(as_app(Fair)) as well:
+        assert len(list(make([failing.url, well.url]).tasks("train"))) == 2
+        with pytest.raises(EnvLostError, match=f"no server answers: {failing.url}"):
+            list(make(failing.url).tasks("train"))
+
+
 def test_places_are_waited_for_and_handed_on() -> None:
     """More episodes than places: the server has some wait, and a session between two gives its place up."""
 

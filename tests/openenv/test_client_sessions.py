@@ -444,6 +444,22 @@ def test_connections_that_go_while_idle_are_no_failure_of_the_server() -> None:
         asyncio.run(main())
 
 
+def test_a_place_is_free_again_also_where_its_closing_is_cancelled(guess: Serving) -> None:
+    async def main() -> None:
+        spec = await discover(guess.url, None, {})
+        servers = spec.remote.servers
+        one = await servers.open(5, patience=5, what="one")
+        assert list(servers.busy.values()) == [1]
+        closing = servers.release(one)
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
+        assert closing.cancelled() and list(servers.busy.values()) == [0]
+        await one.close()
+
+    asyncio.run(main())
+
+
 def test_a_server_that_comes_late_is_compared_with_the_others(guess: Serving) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

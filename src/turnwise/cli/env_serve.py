@@ -10,6 +10,7 @@ import typer
 
 from turnwise.envs.registry import named
 from turnwise.errors import EnvSpecError
+from turnwise.openenv.client.socket import unsigned
 from turnwise.openenv.hosted import hosted
 from turnwise.openenv.served import Served
 from turnwise.openenv.server.access import loopback
@@ -38,6 +39,7 @@ def served_as(spec: str, args: Mapping[str, object], settings: Settings) -> Serv
         EnvSpecError: There is no such environment, or it is a server already.
     """
     if spec.startswith(("http://", "https://", "ws://", "wss://")):
+        spec = unsigned(spec)
         raise EnvSpecError(
             f"{spec} is a server already, and is played on where it is: `env: {spec}` in a recipe, "
             f"`turnwise env play {spec}`, or `turnwise env validate {spec}`"

@@ -18,6 +18,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -158,7 +159,8 @@ def _by_name(spec: str, name: str | None, args: Mapping[str, Any]) -> EnvSpec:
 def _by_address(urls: Sequence[Any], name: str | None, args: Mapping[str, Any]) -> EnvSpec:
     for url in urls:
         if not isinstance(url, str) or url.partition("://")[0] not in ADDRESSES:
-            raise EnvSpecError(f"environment {url!r} is no address; write {'://, '.join(ADDRESSES)}://")
+            told = re.sub(r"//[^/]*@", "//", url) if isinstance(url, str) else url  # without a password
+            raise EnvSpecError(f"environment {told!r} is no address; write {'://, '.join(ADDRESSES)}://")
     make_servers = _load(SERVERS, str(urls[0]) if urls else "[]")
     made: EnvSpec = make_servers(urls, name=name, args=args)
     return made

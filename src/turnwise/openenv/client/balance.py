@@ -275,11 +275,13 @@ class Servers:
         return None
 
     async def _closed(self, server: _Server, socket: EnvSocket) -> None:
-        await socket.close()
-        server.busy -= 1
-        if not server.failures:
-            server.aside_until = 0.0  # It was full, and is not any more.
-        self._wake()
+        try:
+            await socket.close()
+        finally:
+            server.busy -= 1
+            if not server.failures:
+                server.aside_until = 0.0  # It was full, and is not any more.
+            self._wake()
 
     async def _woken(self, *others: asyncio.Future[Any], timeout: float | None = None) -> None:
         """Wait until there may be a place, or one of ``others`` is done, or the time is over."""

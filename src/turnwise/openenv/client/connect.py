@@ -17,6 +17,7 @@ from turnwise.errors import ActionError, EnvLostError, EnvSpecError
 from turnwise.openenv.client import background
 from turnwise.openenv.client.remote import RemoteSpec, discover
 from turnwise.openenv.client.session import RemoteSession
+from turnwise.openenv.client.socket import base_url
 from turnwise.types import Message, Step, Task, ToolCall, ToolSchema
 
 
@@ -28,6 +29,9 @@ def connect(url: str | Sequence[str], /, **args: Any) -> Connection:
     Args:
         url: ``http://host:port``, a Space's page; or a list of them.
         **args: `turnwise.openenv.client.options.Options`: ``show="board"``, ``token="$HF_TOKEN"``.
+
+    Raises:
+        EnvSpecError: That is no address.
     """
     return Connection(url, args)
 
@@ -36,6 +40,8 @@ class Connection:
     """An environment on a server; made by `connect`. What a call is answered with is a `Step`."""
 
     def __init__(self, url: str | Sequence[str], args: Mapping[str, Any]) -> None:
+        for one in [url] if isinstance(url, str) else url:
+            base_url(one)
         self.url = url
         self.args = dict(args)
         self._spec: RemoteSpec | None = None

@@ -33,7 +33,8 @@ from collections.abc import Mapping
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from turnwise.errors import ActionError, EnvError, EnvHungError, EnvLostError, EnvSpecError
-from turnwise.openenv.client.socket import EnvSocket, base_url, message_of, websocket_url
+from turnwise.openenv.client.address import address, bearer
+from turnwise.openenv.client.socket import EnvSocket, message_of, websocket_url
 from turnwise.openenv.client.sync import SyncEnvClient
 from turnwise.openenv.models import StepResult
 from turnwise.openenv.run.launch import run_image, run_space_here, run_space_image
@@ -68,7 +69,8 @@ class EnvClient(ABC, Generic[ActT, ObsT, StateT]):
     """One session of an OpenEnv server. Calls are made one after another, from one event loop.
 
     Args:
-        base_url: ``http(s)://`` or ``ws(s)://``; without a scheme, ``http://``.
+        base_url: ``http(s)://`` or ``ws(s)://``, with a user and password perhaps; without a scheme,
+            ``http://``.
         connect_timeout_s: Seconds to wait for the connection.
         message_timeout_s: Seconds to wait for a reply, and for a place on a server that is full.
         max_message_size_mb: MiB of one message from the server; a longer one ends the connection.
@@ -89,7 +91,7 @@ class EnvClient(ABC, Generic[ActT, ObsT, StateT]):
         *,
         token: str | None = None,
     ) -> None:
-        self._url = address(base_url)
+        self._url, self._headers = address(base_url, token)
         self._ws_url = websocket_url(self._url)
         self._connect_timeout = connect_timeout_s
         self._message_timeout = message_timeout_s
@@ -98,7 +100,6 @@ class EnvClient(ABC, Generic[ActT, ObsT, StateT]):
         if self._mode not in ("simulation", "production"):
             raise EnvSpecError(f"mode={self._mode!r}: a client's is 'simulation' or 'production'")
         self._provider = provider
-        self._headers = bearer(token)
         self._socket: EnvSocket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connecting = asyncio.Lock()
@@ -369,16 +370,6 @@ class EnvClient(ABC, Generic[ActT, ObsT, StateT]):
         client = cls(base_url=await asyncio.to_thread(space_url, repo_id, token=token))
         client._headers = bearer(token)  # a subclass's constructor may know no token
         return client
-
-
-def bearer(token: str | None) -> dict[str, str]:
-    """The header that carries a token; {} without one."""
-    return {} if token is None else {"Authorization": f"Bearer {token}"}
-
-
-def address(url: str) -> str:
-    """A server's address; without a scheme it is ``http://``."""
-    return base_url(url if "://" in url else f"http://{url}")
 
 
 def code_of(reply: Mapping[str, Any]) -> str | None:

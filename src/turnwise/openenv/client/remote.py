@@ -22,7 +22,7 @@ import httpx
 
 from turnwise.envs import observe
 from turnwise.envs.session import Limits, Session
-from turnwise.errors import EnvError, EnvLostError, EnvSpecError, TaskError
+from turnwise.errors import EnvError, EnvLostError, EnvSpecError, TaskError, boundary, said
 from turnwise.openenv import payload
 from turnwise.openenv.client import background
 from turnwise.openenv.client.balance import servers
@@ -107,21 +107,25 @@ class RemoteSpec:
         return session
 
     def _listed(self, path: str, split: str, what: str) -> list[Any]:
-        lost: Exception | None = None
+        lost: list[str] = []
         for url in self.urls:
             try:
-                with httpx.Client(**http(url, self.remote.options.request_headers)) as client:
+                with httpx.Client(**http(url, self.remote.headers)) as client:
                     response = client.post(path, json={"split": split})
             except httpx.HTTPError as cause:
-                lost = cause
+                lost.append(f"{url}: {said(cause)}")
+                continue
+            if response.status_code == 429 or response.status_code >= 500:
+                lost.append(f"{url}: HTTP {response.status_code}")
                 continue
             if response.status_code in (400, 404, 422):
                 raise TaskError(f"{what}: {url} has no such split: {response.text[:200]}")
-            rows = response.json().get("tasks") if response.status_code == 200 else None
+            with boundary(TaskError, f"{what}: {url} answers with no JSON"):
+                rows = response.json().get("tasks") if response.status_code == 200 else None
             if not isinstance(rows, list) or not rows:
                 raise TaskError(f"{what}: {url} lists no tasks: HTTP {response.status_code}")
             return rows
-        raise EnvLostError(f"{what}: no server answers: {lost}") from lost
+        raise EnvLostError(f"{what}: no server answers: {'; '.join(lost)}")
 
 
 def make_spec(

@@ -337,18 +337,28 @@ def base_url(url: str) -> str:
     ``ws(s)://`` and ``…/ws`` are taken too, and so is the page of a Hugging Face Space.
 
     Raises:
-        EnvSpecError: It is no address.
+        EnvSpecError: It is no address, or holds a password, which would stand wherever it is told.
     """
     parts = urlsplit(url)
     scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
     if scheme not in ("http", "https") or not parts.hostname:
-        raise EnvSpecError(f"{url!r} is no address of a server; write http://host:port")
+        raise EnvSpecError(f"{unsigned(url)!r} is no address of a server; write http://host:port")
+    if "@" in parts.netloc:
+        raise EnvSpecError(
+            f"{unsigned(url)} was given with a user or password, which recipes and logs would tell; leave "
+            'them away and give the header: args.headers.Authorization: "Basic $NAME"'
+        )
     path = parts.path.rstrip("/").removesuffix("/ws").removesuffix("/web")
     space = re.fullmatch(r"/spaces/([^/]+)/([^/]+)", path)
     if parts.hostname == "huggingface.co" and space:
         subdomain = re.sub(r"[^a-z0-9]+", "-", f"{space[1]}-{space[2]}".lower()).strip("-")
         return f"https://{subdomain}.hf.space"
     return urlunsplit((scheme, parts.netloc, path, "", ""))
+
+
+def unsigned(url: str) -> str:
+    """An address without user and password, to be told."""
+    return re.sub(r"^([a-z]*://)?[^/]*@", r"\1", url, flags=re.IGNORECASE)
 
 
 def websocket_url(url: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from turnwise.errors import EnvError, said
-from turnwise.openenv.client.env_client import address, bearer
+from turnwise.openenv.client.address import address
 from turnwise.openenv.validate.behaviour import check_concurrency, check_leaks, check_seeds
 from turnwise.openenv.validate.conformance import check_frames, check_http
 from turnwise.openenv.validate.folder import check_package, check_process, provider, started
@@ -53,19 +53,19 @@ async def validate(target: str | Path, options: Options) -> Report:
     Raises:
         EnvSpecError: No URL, or no folder.
     """
-    report = Report(target=str(target))
     if isinstance(target, str):
-        await check_server(report, Player(
-            url=address(target), seconds=options.seconds, headers=bearer(options.token), action=options.action
-        ), options)  # fmt: skip
+        url, headers = address(target, options.token)
+        report = Report(target=url)
+        player = Player(url=url, seconds=options.seconds, headers=headers, action=options.action)
+        await check_server(report, player, options)
         return report
+    report = Report(target=str(target))
     server = provider(target, python=options.python)
     if not check_package(report, target):
         return report
     try:
-        url = await started(report, server, options.start_seconds)
-        if url is not None:
-            player = Player(url=url, seconds=options.seconds, action=options.action)
+        if (started_at := await started(report, server, options.start_seconds)) is not None:
+            player = Player(url=started_at, seconds=options.seconds, action=options.action)
             if await check_server(report, player, options):
                 await check_process(report, player, server)
     finally:

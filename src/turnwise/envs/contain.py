@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
+from turnwise.envs.alarm import Alarm
 from turnwise.errors import said
 
 CANCEL_SECONDS = 1.0
@@ -39,8 +41,13 @@ def call(function: Callable[[], Any]) -> Any:
         raise _tamed(odd) from odd
 
 
-async def bounded(awaitable: Awaitable[Any], seconds: float) -> Any:
+async def bounded(awaitable: Awaitable[Any], seconds: float, alarm: Alarm | None = None) -> Any:
     """What ``awaitable`` comes to within its deadline; it is cancelled past it, and when the caller is.
+
+    Args:
+        awaitable: The author's.
+        seconds: Its deadline, from now.
+        alarm: Of whoever awaits many, one after another.
 
     Raises:
         OverranError: It was stopped at the deadline.
@@ -51,7 +58,8 @@ async def bounded(awaitable: Awaitable[Any], seconds: float) -> Any:
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
     task = loop.create_task(_awaited(awaitable, ended))
-    timer = loop.call_later(seconds, _wake, ended)
+    alarm, lasting = alarm or Alarm(), alarm is not None
+    alarm.set(seconds, partial(_wake, ended))
     try:
         await ended
     except asyncio.CancelledError:
@@ -59,7 +67,7 @@ async def bounded(awaitable: Awaitable[Any], seconds: float) -> Any:
         await asyncio.wait((task,), timeout=CANCEL_SECONDS)
         raise
     finally:
-        timer.cancel()
+        (alarm.clear if lasting else alarm.stop)()
     if task.done():
         return _result(task)
     task.cancel()

@@ -23,6 +23,7 @@ from typing import Any, Self, TypeVar
 
 from turnwise import images
 from turnwise.envs import contain, observe
+from turnwise.envs.alarm import Alarm
 from turnwise.envs.base import Env
 from turnwise.envs.session import Limits
 from turnwise.envs.thread import EnvThread
@@ -68,6 +69,7 @@ class HostedEnv:
         self._tools: dict[str, tuple[Tool, Callable[..., Any]]] = {}
         self._thread: EnvThread | None = None
         self._lock = asyncio.Lock()
+        self._alarm = Alarm()
         self._hung = False
         self._closed = False
 
@@ -237,6 +239,7 @@ class HostedEnv:
                 await self._run(what, self._close_env)
         except TurnwiseError as error:
             log.warning("%s", error)
+        self._alarm.stop()
         if self._thread is not None and not self._hung:
             self._thread.stop()
 
@@ -283,7 +286,7 @@ class HostedEnv:
         """Await the author's coroutine; cancel it at the deadline, and when the caller is cancelled."""
         seconds = self._limits.call_seconds
         try:
-            return await contain.bounded(awaitable, seconds)
+            return await contain.bounded(awaitable, seconds, self._alarm)
         except contain.OverranError:
             raise _OverranError(f"{what}: it did not finish within {seconds:g} s") from None
         except contain.StuckError as stuck:

@@ -159,26 +159,30 @@ def step(value: Any, limit: int, what: str) -> Step:
         raise BadResultError(f"{_a(value)}, not a Step")
     if value.terminated and value.truncated:
         raise EnvError(f"{what} returned a Step that is both terminated and truncated; set one")
-    if not isinstance(value.info, Mapping):
-        raise EnvError(f"{what} returned a Step whose info is {_a(value.info)}; it must be a JSON object")
-    problem = json_problem(value.info)
-    if problem:
-        raise EnvError(f"{what} returned a Step whose info is not JSON: {problem}")
+    info: dict[str, Any] = {} if type(value.info) is dict and not value.info else _info(value.info, what)
     seen = value.observation
     told: Content | list[Message]
-    if isinstance(seen, list) and seen and isinstance(seen[0], Message):
+    if isinstance(seen, str):
+        told = cut(seen, limit)
+    elif isinstance(seen, list) and seen and isinstance(seen[0], Message):
         told = [replace(_sound(one, what), content=observation(one.content, limit)) for one in seen]
     else:
         told = observation(seen, limit)
     reward = None if value.reward is None else finite(value.reward, f"{what}: reward")
-    # Ends may be numpy's; and what the environment goes on changing is not what it said here.
+    # Ends may be numpy's.
     return Step(
-        told,
-        reward=reward,
-        terminated=bool(value.terminated),
-        truncated=bool(value.truncated),
-        info=copy.deepcopy(dict(value.info)) if value.info else {},
+        told, reward=reward, terminated=bool(value.terminated), truncated=bool(value.truncated), info=info
     )
+
+
+def _info(value: Any, what: str) -> dict[str, Any]:
+    """A step's info as it was said: what the environment goes on changing is not in it."""
+    if not isinstance(value, Mapping):
+        raise EnvError(f"{what} returned a Step whose info is {_a(value)}; it must be a JSON object")
+    problem = json_problem(value)
+    if problem:
+        raise EnvError(f"{what} returned a Step whose info is not JSON: {problem}")
+    return copy.deepcopy(dict(value))
 
 
 def spoken(message: Message, what: str) -> Message:
@@ -238,7 +242,7 @@ def finite(value: Any, what: str) -> float:
     Raises:
         ScoringError: It is not a finite number.
     """
-    if not isinstance(value, numbers.Real | np.bool_):
+    if type(value) is not float and not isinstance(value, numbers.Real | np.bool_):
         raise ScoringError(f"{what}: expected a number; found {_a(value)}")
     number = float(value)
     if not math.isfinite(number):

@@ -11,11 +11,11 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
+from turnwise.envs.alarm import Alarm
 from turnwise.errors import EnvHungError
 
 Outcome = tuple[Any, BaseException | None]
@@ -41,6 +41,9 @@ class EnvThread:
         )
         self._thread = Thread(target=self._work, name=f"env-{name}-{next(_names)}", daemon=True)
         self._call = _IDLE
+        self._waiting: dict[asyncio.Future[Outcome], float] = {}
+        """Those that are not answered yet, and how long each may take."""
+        self._alarm = Alarm()
         self._stopped = False
         self._thread.start()
 
@@ -67,28 +70,31 @@ class EnvThread:
             raise EnvHungError(
                 "its thread was stopped: it hangs in an earlier call, or what lived there is closed"
             )
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Outcome] = loop.create_future()
-        timer: asyncio.TimerHandle
-
-        def look() -> None:
-            nonlocal timer
-            current, end = self._call
-            left = end - time.monotonic()
-            if left > 0:  # Should it only begin now, it is not over before the next look.
-                timer = loop.call_later(min(left, seconds), look)
-            elif not future.done():
-                future.set_exception(_hung(seconds if current is future else None))
-
-        timer = loop.call_later(min(max(self._call[1] - time.monotonic(), 0), seconds), look)
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        if not self._waiting or seconds < min(self._waiting.values()):
+            self._alarm.set(seconds, self._look)
+        self._waiting[future] = seconds
         self._jobs.put((function, future, seconds))
         try:
             value, error = await future
         finally:
-            timer.cancel()
+            del self._waiting[future]
+            if not self._waiting:
+                self._alarm.clear()
         if error is not None:
             raise error
         return value
+
+    def _look(self) -> None:
+        """A call may have passed its deadline; then nobody who waits is answered any more."""
+        current, end = self._call
+        left = end - time.monotonic()
+        if left > 0:  # Should the next only begin now, it is not over before the next look.
+            self._alarm.set(min(left, *self._waiting.values()), self._look)
+            return
+        for future, seconds in self._waiting.items():
+            if not future.done():
+                future.set_exception(_hung(seconds if current is future else None))
 
     def stop(self, last: Callable[[], Any] | None = None) -> None:
         """End the thread when it has finished what it is at, after ``last``."""
@@ -120,9 +126,10 @@ class EnvThread:
             outcome = _run(function)
             self._call = _IDLE
             if future is not None:
-                # RuntimeError: the loop is closed and nobody is left to be told; a last job may still wait.
-                with suppress(RuntimeError):
+                try:  # noqa: SIM105 - `suppress` costs more, and every call of a sync environment comes by here
                     future.get_loop().call_soon_threadsafe(_deliver, future, outcome)
+                except RuntimeError:
+                    pass  # The loop is closed and nobody is left to be told; a last job may still wait.
             del function, future, outcome, job  # Keep nothing of the environment alive while waiting.
 
 

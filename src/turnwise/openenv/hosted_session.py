@@ -102,13 +102,14 @@ class HostedSession:
     async def call_tool(self, name: str, arguments: Mapping[str, Any]) -> CallAnswer:
         """One call of an agent; it may end the episode, as `step` may, and is told so in the next call.
 
-        Agents cannot reset: where nobody has, the first call begins the episode.
+        Agents cannot reset: where nobody has, the first call begins the episode. Each call is a turn.
         """
         if self._episode_id is None:
             await self.reset({})
         if self._done:
             return CallAnswer(content=[{"type": "text", "text": self._over()}], is_error=True)
         result, _ = await self._call(name, arguments)
+        self._done = self._done or bool(self._limits_reached())
         return CallAnswer(
             content=_mcp_content(result.content),
             data=result.content if isinstance(result.content, str) else None,
@@ -171,9 +172,7 @@ class HostedSession:
             return await self._answer({"text": "", "messages": []}, _ANSWERED)
         step = await self._session.step(Message.assistant(text))
         self._count_step(step)
-        told = step.observation
-        messages = told if isinstance(told, list) else [Message.user(told)] if told else []
-        return await self._answer(_seen(messages), step, error=step.info.get("error"))
+        return await self._answer(_told(step.observation), step, error=step.info.get("error"))
 
     async def _call(self, name: str, arguments: Mapping[str, Any]) -> tuple[ToolResult, Step | None]:
         result = await self._session.call(ToolCall(name=name, arguments=arguments))
@@ -245,11 +244,19 @@ class HostedSession:
             raise ActionError(self._over())
 
     def _over(self) -> str:
-        return (
-            "there is no episode yet: reset first"
-            if self._episode_id is None
-            else "the episode is over: reset"
-        )
+        if self._episode_id is None:
+            return "there is no episode yet: reset first"
+        if reached := self._limits_reached():
+            return f"the episode is over, as it has reached {reached}: reset"
+        return "the episode is over: reset"
+
+    def _limits_reached(self) -> str:
+        if not self._counts:
+            return ""
+        turns, calls = self._limits.max_turns, self._limits.max_tool_calls
+        reached = [f"max_turns={turns}"] if _reached(self._steps, turns) else []
+        reached += [f"max_tool_calls={calls}"] if _reached(self._tool_calls, calls) else []
+        return " and ".join(reached)
 
 
 _ANSWERED = Step(terminated=True)
@@ -295,6 +302,17 @@ def _reply(action: Mapping[str, Any]) -> str:
 def _seen(messages: Sequence[Message]) -> dict[str, Any]:
     text = messages[0].text if len(messages) == 1 else "\n\n".join(one.text for one in messages)
     return {"text": text, "messages": [payload.message(one) for one in messages]}
+
+
+def _told(observation: Content | list[Message]) -> dict[str, Any]:
+    if isinstance(observation, str):  # As nearly all are: what `_seen` makes of a user message.
+        return {
+            "text": observation,
+            "messages": [{"role": "user", "content": observation}][: bool(observation)],
+        }
+    if isinstance(observation, list):
+        return _seen(observation)
+    return _seen([Message.user(observation)] if observation else [])
 
 
 def _blocks(content: Content) -> list[dict[str, Any]] | None:

@@ -47,6 +47,7 @@ DEPTH = 128
 _WITH_DATA = ("reset", "step", "mcp", "turnwise")
 _BARE = ("state", "close")
 _LONG, _LONG_BYTES = re.compile(r"[0-9]{19}"), re.compile(rb"[0-9]{19}")
+_DIGIT, _DIGIT_BYTES = re.compile(r"[0-9]"), re.compile(rb"[0-9]")
 
 
 class FrameError(TurnwiseError, ValueError):
@@ -126,9 +127,7 @@ def load(text: str | bytes) -> Any:
         FrameError: It is no JSON.
     """
     try:
-        # Past 64 bits orjson rounds whole numbers to floats; such have a run of 19 digits.
-        long = _LONG.search(text) if isinstance(text, str) else _LONG_BYTES.search(text)
-        if long is None:
+        if not _long_number(text):
             return orjson.loads(text)
     except orjson.JSONDecodeError:
         pass
@@ -136,6 +135,14 @@ def load(text: str | bytes) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FrameError("INVALID_JSON", f"Invalid JSON: {said(error, 200)}") from error
+
+
+def _long_number(text: str | bytes) -> bool:
+    """Whether there is a run of 19 digits: past 64 bits orjson rounds whole numbers to floats."""
+    # Such a run covers one of every 19th characters, which costs an eighth of looking at all.
+    if isinstance(text, str):
+        return _DIGIT.search(text[18::19]) is not None and _LONG.search(text) is not None
+    return _DIGIT_BYTES.search(text[18::19]) is not None and _LONG_BYTES.search(text) is not None
 
 
 # -- replies -------------------------------------------------------------------------------------------

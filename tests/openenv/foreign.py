@@ -11,14 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import uvicorn
 from fastmcp import FastMCP
 from openenv.core.env_server import Action, Environment, Observation, State, create_app
 from openenv.core.env_server.mcp_environment import MCPEnvironment
 from openenv.core.env_server.mcp_types import CallToolAction, CallToolObservation
-from pydantic import Field
+from pydantic import BaseModel, Field, RootModel
 
 
 class GuessAction(Action):
@@ -65,6 +65,53 @@ class Guess(Environment[GuessAction, GuessObservation, State]):
 
     def close(self) -> None:
         self.closed = True
+
+
+class Place(BaseModel):
+    row: int = Field(ge=0, le=2)
+    column: int = Field(ge=0, le=2)
+
+
+class PutAction(Action):
+    """Put a stone on an empty place."""
+
+    kind: Literal["put"] = "put"
+    at: Place
+
+
+class UndoAction(Action):
+    """Take the last stone back."""
+
+    kind: Literal["undo"]
+
+
+class StonesAction(RootModel[Annotated[PutAction | UndoAction, Field(discriminator="kind")]]):
+    """One of two."""
+
+
+class StonesObservation(Observation):
+    stones: list[list[int]]
+
+
+class Stones(Environment[Any, StonesObservation, State]):
+    """Put stones, or take them back; three end it."""
+
+    SUPPORTS_CONCURRENT_SESSIONS = True
+
+    def reset(self, seed: int | None = None, episode_id: str | None = None, **_: Any) -> StonesObservation:
+        self.stones: list[list[int]] = []
+        return StonesObservation(stones=[])
+
+    def step(self, action: StonesAction, timeout_s: float | None = None, **_: Any) -> StonesObservation:
+        if isinstance(action.root, PutAction):
+            self.stones.append([action.root.at.row, action.root.at.column])
+        else:
+            self.stones.pop()
+        return StonesObservation(stones=self.stones, reward=1.0, done=len(self.stones) == 3)
+
+    @property
+    def state(self) -> State:
+        return State(episode_id="e", step_count=0)
 
 
 class SayAction(Action):
@@ -174,6 +221,10 @@ class Slow(Environment[SlowAction, SlowObservation, State]):
 
 def guess_app(most: int = 64) -> Any:
     return create_app(Guess, GuessAction, GuessObservation, env_name="guess", max_concurrent_envs=most)
+
+
+def stones_app(most: int = 64) -> Any:
+    return create_app(Stones, StonesAction, StonesObservation, env_name="stones", max_concurrent_envs=most)
 
 
 def chatter_app(most: int = 64) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,16 +11,18 @@ from typing import Any
 
 import pytest
 from tests.openenv import foreign
-from tests.openenv.serving import Serving, running
+from tests.openenv.serving import Serving, as_app, running
 
+import turnwise
 from turnwise.envs.registry import make
 from turnwise.envs.session import Session
-from turnwise.errors import EnvError, EnvHungError, EnvSpecError
+from turnwise.errors import ActionError, EnvError, EnvHungError, EnvSpecError
 from turnwise.openenv.client import balance, remote
-from turnwise.openenv.client.discovery import action_schema, typed_action
+from turnwise.openenv.client.actions import action_schema, typed_action, typed_actions
 from turnwise.openenv.client.options import Options
 from turnwise.openenv.client.remote import RemoteSpec, discover
 from turnwise.openenv.client.session import RemoteSession
+from turnwise.openenv.typed import TypedEnv
 from turnwise.types import Message, Step, ToolCall
 
 
@@ -93,6 +96,64 @@ def test_a_typed_action_becomes_one_tool(guess: Serving) -> None:
         "required": ["number"],
         "additionalProperties": False,
     }
+
+
+@pytest.fixture(scope="module", params=["theirs", "ours"])
+def stones(request: pytest.FixtureRequest) -> Iterator[Serving]:
+    """An environment whose action is a discriminated union, behind their server and behind ours."""
+    ours = TypedEnv(foreign.Stones, foreign.StonesAction, foreign.StonesObservation)
+    with running(foreign.stones_app() if request.param == "theirs" else as_app(ours)) as server:
+        yield server
+
+
+def test_an_action_that_is_one_of_several_becomes_a_tool_for_each(stones: Serving) -> None:
+    spec = spec_of(stones)
+    put, undo = spec.tools
+    assert (put.name, put.description) == ("put", "Put a stone on an empty place.")
+    assert put.parameters["properties"] == {"at": {"$ref": "#/$defs/Place"}}
+    assert (put.parameters["required"], list(put.parameters["$defs"])) == (["at"], ["Place"])
+    assert (undo.name, undo.parameters["properties"]) == ("undo", {})
+    corner, edge = {"row": 0, "column": 0}, {"row": 0, "column": 1}
+    acts = [
+        call("put", at=corner),
+        call("put", at=edge),
+        call("undo"),
+        call("put", at={"row": 9, "column": 0}),
+    ]
+    _, *seen = played(spec, *acts)
+    assert [json.loads(one.content) for one in seen[:3]] == [[[0, 0]], [[0, 0], [0, 1]], [[0, 0]]]
+    assert [one.step.reward for one in seen[:3]] == [1.0] * 3 and seen[3].error == "bad_arguments"
+
+
+def test_an_action_that_is_one_of_several_may_be_given_whole(stones: Serving) -> None:
+    with turnwise.connect(stones.url).sync() as env:
+        env.reset(seed=1)
+        put = {"kind": "put", "at": {"row": 1, "column": 1}}
+        assert json.loads(str(env.step(put).observation)) == [[1, 1]]
+        assert json.loads(str(env.step(put).observation)) == [[1, 1], [1, 1]]
+        assert json.loads(str(env.step({"kind": "undo"}).observation)) == [[1, 1]]
+        with pytest.raises(ActionError, match=r"{'kind': 'put'} or {'kind': 'undo'}"):
+            env.step({"kind": "burn"})
+
+
+@pytest.mark.parametrize(
+    ("union", "told"),
+    [
+        ([{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/A2"}], "two of one name: go, go"),
+        ([{"$ref": "#/$defs/Call"}], "none that is no MCP tool call"),
+        ([{"$ref": "#/$defs/Round"}], "none that is no MCP tool call"),
+        ([{"type": "null"}], "no fields"),
+    ],
+)
+def test_members_that_make_no_tools_are_told(union: list[Any], told: str) -> None:
+    go = {"title": "GoAction", "properties": {"n": {"type": "integer"}}}
+    call = {"title": "CallToolAction", "properties": {"tool_name": {}, "arguments": {}}}
+    defs = {"A": go, "A2": go, "Call": call, "Round": {"anyOf": [{"$ref": "#/$defs/Round"}]}}
+    action = action_schema({"oneOf": union, "$defs": defs}, "http://there")
+    with pytest.raises(EnvSpecError, match=told):
+        typed_actions(action, "http://there")
+    with pytest.raises(EnvSpecError, match="no JSON schema"):
+        action_schema({"anyOf": [{"title": "Odd", "properties": {"a": 1}}]}, "http://there")
 
 
 def test_an_episode(guess: Serving) -> None:

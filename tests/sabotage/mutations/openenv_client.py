@@ -48,7 +48,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         name="required_fields_are_optional",
         why="calls that leave out what an action needs reach the server, and cost a turn's time",
-        file="openenv/client/discovery.py",
+        file="openenv/client/actions.py",
         old="    if needed := [name for name in required if name in shown]:\n",
         new="    if needed := list[str]():\n",
         tests=(SESSIONS + "test_a_typed_action_becomes_one_tool",),

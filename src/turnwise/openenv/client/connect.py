@@ -132,9 +132,15 @@ class Connection:
         assert self._spec is not None
         if isinstance(action, Mapping):
             typed = self._spec.remote.about.typed
-            if typed is None:
+            if not typed:
                 raise ActionError(f"call a tool: {', '.join(tool.name for tool in self.tools) or 'none'}")
-            return await self.call_tool(typed.schema.name, **action)
+            meant = [one for one in typed if one.constants.items() <= action.items()] if typed[1:] else typed
+            if len(meant) != 1:
+                kinds = " or ".join(str(dict(one.constants)) for one in typed)
+                raise ActionError(f"an action holds {kinds}; found {str(dict(action))[:200]}")
+            constants = meant[0].constants
+            fields = {k: v for k, v in action.items() if not (k in constants and constants[k] == v)}
+            return await self.call_tool(meant[0].schema.name, **fields)
         if not session.has_step:
             names = ", ".join(tool.name for tool in self.tools)
             raise ActionError(f"this environment takes no text; call a tool: {names or 'none'}")

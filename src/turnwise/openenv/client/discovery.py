@@ -2,14 +2,14 @@
 
 a Turnwise server      its tools, system message, limits and rewards as they are      (/metadata)
 MCP tools              as tools/list has them, called by call_tool steps
-neither                one tool, made from the JSON schema of its actions             (/schema)
+neither                one tool, made from the JSON schema of its actions, or one for each member of a union
+                                                                                      (/schema)
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from urllib.parse import quote
 import httpx
 
 from turnwise.errors import EnvLostError, EnvSpecError
+from turnwise.openenv.client.actions import TypedAction, action_schema, is_mcp, mapping, members, untitled
 from turnwise.openenv.client.socket import EnvSocket, is_loopback, message_of, same_server
 from turnwise.openenv.wire import PROTOCOL
 from turnwise.types import ToolSchema
@@ -25,15 +26,6 @@ from turnwise.types import ToolSchema
 HTTP_SECONDS = 30.0
 """A server may make an environment to answer."""
 MOST_REDIRECTS = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TypedAction:
-    """The tool that stands for a server's actions."""
-
-    schema: ToolSchema
-    constants: Mapping[str, Any]
-    """Fields of the action that have one value only, which the policy is not asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +42,8 @@ class About:
     """Those that are known without an episode."""
     calls: Literal["step", "mcp"] = "step"
     """How MCP tools are called: by steps, which pay and end, or past them."""
-    typed: TypedAction | None = None
+    typed: tuple[TypedAction, ...] = ()
+    """Several where the action is a union."""
     system: str | None = None
     has_step: bool = False
     max_turns: int | None = None
@@ -69,6 +62,8 @@ class About:
     def speaks_mcp(self) -> bool:
         """Whether its actions are those of MCP tools: a call, a list."""
         names = set(self.action.get("properties", {})) - {"metadata"}
+        if (kinds := members(self.action)) is not None:
+            return all(map(is_mcp, kinds))
         return not names or {"tool_name", "arguments"} <= names
 
 
@@ -91,13 +86,13 @@ async def look(url: str, headers: Mapping[str, str]) -> About:
             another host.
     """
     url, found = await _settled(url, headers)
-    metadata = _object(found)
+    metadata = mapping(found)
     name = str(metadata.get("name") or "env")
     ours = metadata.get("turnwise")
     if isinstance(ours, Mapping):
         return _peer(name, metadata, ours, url)
     async with httpx.AsyncClient(**http(url, headers)) as client:
-        schemas = _object(_json(await _response(client, "/schema")))
+        schemas = mapping(_json(await _response(client, "/schema")))
         tasks_path = await _tasks_path(client, name) if schemas else None
     if not schemas:
         raise EnvSpecError(f"{url}: there is neither /metadata nor /schema: no OpenEnv server, or one of 0.1")
@@ -135,56 +130,6 @@ async def mcp_tools(socket: EnvSocket, about: About, seconds: float) -> tuple[To
     if len(set(names)) < len(names):
         raise EnvSpecError(f"{socket.url}: two tools have the same name: {', '.join(sorted(names))}")
     return tools
-
-
-def action_schema(said: Any, url: str) -> Mapping[str, Any]:
-    """The JSON schema of a server's actions; one that is a ``$ref`` is what that names.
-
-    Raises:
-        EnvSpecError: It is none.
-    """
-    action = _object(said)
-    if isinstance(where := action.get("$ref"), str):
-        action = {**action, **_object(_object(action.get("$defs")).get(where.removeprefix("#/$defs/")))}
-    parts = [action.get("properties", {}), action.get("$defs", {})]
-    well = all(
-        isinstance(part, Mapping) and all(isinstance(one, Mapping) for one in part.values()) for part in parts
-    )
-    if not (isinstance(said, Mapping) and well and isinstance(action.get("required", []), list)):
-        raise EnvSpecError(f"{url}/schema: the action's is no JSON schema of an object: {said!r:.200}")
-    return action
-
-
-def typed_action(action: Mapping[str, Any], url: str) -> TypedAction:
-    """One tool from the JSON schema of an environment's actions; ranges, choices and defaults are kept.
-
-    Raises:
-        EnvSpecError: The schema is that of no object with fields.
-    """
-    properties = dict(action.get("properties", {}))
-    required = list(action.get("required", ()))
-    if "metadata" not in required:
-        properties.pop("metadata", None)  # OpenEnv's own, on every action.
-    constants = {name: part["const"] for name, part in properties.items() if "const" in part}
-    shown = {name: _untitled(part) for name, part in properties.items() if name not in constants}
-    if not shown:
-        raise EnvSpecError(
-            f"{url}: the environment lists no MCP tools, and its actions have no fields to make a tool of"
-        )
-    parameters: dict[str, Any] = {"type": "object", "properties": shown}
-    if needed := [name for name in required if name in shown]:
-        parameters["required"] = needed
-    if "$defs" in action:
-        parameters["$defs"] = {name: _untitled(part) for name, part in action["$defs"].items()}
-    if "additionalProperties" in action:
-        parameters["additionalProperties"] = action["additionalProperties"]
-    title = re.sub(r"Action$", "", str(action.get("title", "")))
-    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", title).lower()
-    description = str(action.get("description") or "Act in the environment.")
-    schema = ToolSchema(
-        name=re.sub(r"\W+", "_", name).strip("_") or "act", description=description, parameters=parameters
-    )
-    return TypedAction(schema=schema, constants=constants)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -269,10 +214,6 @@ def _json(response: httpx.Response) -> Any:
         return None
 
 
-def _object(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
 def _mcp_tool(listed: Any, url: str) -> ToolSchema:
     if not isinstance(listed, Mapping) or not isinstance(listed.get("name"), str):
         raise EnvSpecError(f"{url}: tools/list holds what is no tool: {listed!r:.80}")
@@ -281,27 +222,8 @@ def _mcp_tool(listed: Any, url: str) -> ToolSchema:
     return ToolSchema(
         name=listed["name"],
         description=str(listed.get("description") or "").strip(),
-        parameters={"type": "object", "properties": {}, **_untitled(schema)},
+        parameters={"type": "object", "properties": {}, **untitled(schema)},
     )
-
-
-def _untitled(schema: Any) -> Any:
-    """A schema without the titles that pydantic writes, which say what names say already."""
-    if isinstance(schema, list):
-        return [_untitled(part) for part in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    out: dict[str, Any] = {}
-    for key, part in schema.items():
-        if key == "title" and isinstance(part, str):
-            continue
-        if key in ("properties", "$defs", "definitions") and isinstance(part, Mapping):
-            out[key] = {name: _untitled(one) for name, one in part.items()}
-        elif key in ("default", "const", "enum", "examples"):
-            out[key] = part
-        else:
-            out[key] = _untitled(part)
-    return out
 
 
 def _hash(value: Any) -> str:

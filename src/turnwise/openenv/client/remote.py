@@ -25,8 +25,9 @@ from turnwise.envs.session import Limits, Session
 from turnwise.errors import EnvError, EnvLostError, EnvSpecError, TaskError, boundary, said
 from turnwise.openenv import payload
 from turnwise.openenv.client import background
+from turnwise.openenv.client.actions import TypedAction, typed_actions
 from turnwise.openenv.client.balance import servers
-from turnwise.openenv.client.discovery import About, http, look, mcp_tools, typed_action
+from turnwise.openenv.client.discovery import About, http, look, mcp_tools
 from turnwise.openenv.client.options import Options, options_of
 from turnwise.openenv.client.peer import PeerSession
 from turnwise.openenv.client.session import Remote, RemoteSession
@@ -225,7 +226,7 @@ async def _with_tools(
 ) -> About:
     """MCP tools, asked for on a session of its own; else the one tool that stands for its actions."""
     if options.reply is not None:
-        return replace(about, typed=_reply_action(about, options.reply, urls[0]))
+        return replace(about, typed=(_reply_action(about, options.reply, urls[0]),))
     alike = servers(urls, headers, about.identity, seen)
     try:
         async with asyncio.timeout(max(options.patience, LISTING_SECONDS)):
@@ -241,20 +242,25 @@ async def _with_tools(
         await alike.release(socket)
     if tools is not None and about.speaks_mcp:
         return replace(about, tools=tools)
-    typed = typed_action(about.action, urls[0])
-    if any(tool.name == typed.schema.name for tool in tools or ()):
-        raise EnvSpecError(f"{urls[0]}: a tool and the action are both called '{typed.schema.name}'")
+    typed = typed_actions(about.action, urls[0])
+    if both := {tool.name for tool in tools or ()} & {one.schema.name for one in typed}:
+        raise EnvSpecError(f"{urls[0]}: a tool and the action are both called '{both.pop()}'")
     return replace(about, tools=tools or (), typed=typed, calls="mcp")
 
 
-def _reply_action(about: About, field: str, url: str) -> Any:
-    typed = typed_action(about.action, url)
-    properties = typed.schema.parameters["properties"]
-    if field not in properties:
-        raise EnvSpecError(f"args.reply: the action has no field '{field}'; it has {', '.join(properties)}")
-    missing = [name for name in typed.schema.parameters.get("required", ()) if name != field]
-    if missing:
+def _reply_action(about: About, field: str, url: str) -> TypedAction:
+    typed = typed_actions(about.action, url)
+    having = [one for one in typed if field in one.schema.parameters["properties"]]
+    if not having:
+        fields = ", ".join(name for one in typed for name in one.schema.parameters["properties"])
+        raise EnvSpecError(f"args.reply: the action has no field '{field}'; it has {fields}")
+    alone = [one for one in having if set(one.schema.parameters.get("required", ())) <= {field}]
+    if not alone:
+        missing = [name for name in having[0].schema.parameters["required"] if name != field]
         raise EnvSpecError(
             f"args.reply: a reply is '{field}' alone, and actions need {', '.join(missing)} too"
         )
-    return typed
+    if len(alone) > 1:
+        names = ", ".join(one.schema.name for one in alone)
+        raise EnvSpecError(f"args.reply: '{field}' alone could be any of {names}")
+    return alone[0]

@@ -69,8 +69,7 @@ class Remote:
         """Those that are known without an episode."""
         if self.options.reply is not None:
             return ()
-        typed = self.about.typed
-        return (*self.about.tools, *(() if typed is None else (typed.schema,)))
+        return (*self.about.tools, *(one.schema for one in self.about.typed))
 
 
 class RemoteSession:
@@ -171,8 +170,8 @@ class RemoteSession:
     async def step(self, reply: Message) -> Step:
         """Answer a reply: its text goes into the action's field that ``args.reply`` names."""
         what, field = self._what("step"), self._remote.options.reply
-        typed = self._remote.about.typed
-        assert field is not None and typed is not None, "an environment without `step` is never asked to"
+        assert field is not None, "an environment without `step` is never asked to"
+        (typed,) = self._remote.about.typed
         try:
             arguments = check_arguments({field: reply.text}, typed.schema).arguments
         except ArgumentsError as wrong:
@@ -226,7 +225,7 @@ class RemoteSession:
         about = self._remote.about
         self._reader.begin()
         content = self._reader.read(data.get("observation"), None)
-        if about.typed is None and not about.tools:
+        if not about.typed and not about.tools:
             # Tools that depend on the episode.
             assert self._socket is not None
             self._offer(await mcp_tools(self._socket, about, self._limits.call_seconds) or ())
@@ -237,8 +236,9 @@ class RemoteSession:
     ) -> tuple[Content, str | None, Step | None]:
         """A checked call: what is told, the kind of error, and the step where it paid or ended."""
         about = self._remote.about
-        if about.typed is not None and name == about.typed.schema.name:
-            reply = await self._ask("step", {**about.typed.constants, **arguments})
+        constants = next((one.constants for one in about.typed if one.schema.name == name), None)
+        if constants is not None:
+            reply = await self._ask("step", {**constants, **arguments})
         elif about.calls == "mcp":
             return await self._called_past_steps(name, arguments, what)
         else:

@@ -377,6 +377,48 @@ def test_a_handshake_makes_no_environment_beside_its_own() -> None:
         assert begun.json()["result"]["instructions"], begun.text
 
 
+@pytest.mark.parametrize("limit", ["max_turns", "max_tool_calls"])
+@pytest.mark.parametrize("where", ["http", "socket", "frames"])
+def test_an_agents_calls_are_bound_by_the_environments_limits(where: str, limit: str) -> None:
+    ran: list[int] = []
+
+    class Endless(turnwise.Env):
+        inline = True
+
+        def reset(self, task: Any) -> str:
+            return "go"
+
+        @turnwise.tool
+        def dig(self) -> str:
+            """Dig."""
+            ran.append(1)
+            return "deeper"
+
+    setattr(Endless, limit, 3)
+    with TestClient(as_app(Endless)) as http:
+
+        def played(ask: Callable[[Any], Any]) -> None:
+            assert [ask(call("dig"))["result"]["data"] for _ in range(3)] == ["deeper"] * 3
+            for _ in range(2):
+                refused = ask(call("dig"))["error"]["message"]
+                assert refused == f"the episode is over, as it has reached {limit}=3: reset"
+            assert len(ran) == 3
+
+        if where == "http":
+            name = http.post("/mcp", json=rpc("openenv/session/create")).json()["result"]["session_id"]
+            named = {"mcp-session-id": name}
+            played(lambda request: http.post("/mcp", json=request, headers=named).json())
+        else:
+            with http.websocket_connect("/mcp" if where == "socket" else "/ws") as socket:
+
+                def ask(request: Any) -> Any:
+                    socket.send_json({"type": "mcp", "data": request} if where == "frames" else request)
+                    answer = socket.receive_json()
+                    return answer["data"] if where == "frames" else answer
+
+                played(ask)
+
+
 @pytest.mark.parametrize("how", ["delete", "close"])
 def test_a_session_that_is_ended_during_a_call_closes_after_it(how: str) -> None:
     told: list[str] = []

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from turnwise.errors import EnvError, EnvHungError, EnvLostError, EnvSpecError
 from turnwise.openenv.client.discovery import look
-from turnwise.openenv.client.socket import EnvSocket, RefusedError, Reply, message_of
+from turnwise.openenv.client.socket import EnvSocket, RefusedError, Reply, code_of, message_of
 
 log = logging.getLogger(__name__)
 
@@ -335,10 +335,7 @@ class _BrokenError(EnvLostError):
 
 def _check(reply: Reply, url: str) -> None:
     """Whether a reply says that there is a session."""
-    if reply["type"] != "error":
-        return
-    data = reply.get("data")
-    code = data.get("code") if isinstance(data, Mapping) else None
+    code = code_of(reply)
     if code == "CAPACITY_REACHED":
         raise _FullError(message_of(reply))
     if code in ("FACTORY_ERROR", "SESSION_ERROR"):

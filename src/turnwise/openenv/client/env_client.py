@@ -34,7 +34,7 @@ from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from turnwise.errors import ActionError, EnvError, EnvHungError, EnvLostError, EnvSpecError
 from turnwise.openenv.client.address import address, bearer
-from turnwise.openenv.client.socket import EnvSocket, message_of, websocket_url
+from turnwise.openenv.client.socket import EnvSocket, code_of, message_of, websocket_url
 from turnwise.openenv.client.sync import SyncEnvClient
 from turnwise.openenv.models import StepResult
 from turnwise.openenv.run.launch import run_image, run_space_here, run_space_image
@@ -370,12 +370,6 @@ class EnvClient(ABC, Generic[ActT, ObsT, StateT]):
         client = cls(base_url=await asyncio.to_thread(space_url, repo_id, token=token))
         client._headers = bearer(token)  # a subclass's constructor may know no token
         return client
-
-
-def code_of(reply: Mapping[str, Any]) -> str | None:
-    """The code of an error frame; None of any other."""
-    data = reply.get("data")
-    return str(data.get("code")) if reply.get("type") == "error" and isinstance(data, Mapping) else None
 
 
 def jsonable(message: dict[str, Any]) -> dict[str, Any]:

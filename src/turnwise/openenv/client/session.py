@@ -32,7 +32,7 @@ from turnwise.openenv.client.balance import Servers, servers
 from turnwise.openenv.client.discovery import About, mcp_tools, told
 from turnwise.openenv.client.observation import Reader, tool_result
 from turnwise.openenv.client.options import Options
-from turnwise.openenv.client.socket import EnvSocket, Reply
+from turnwise.openenv.client.socket import EnvSocket, Reply, code_of
 from turnwise.types import Content, Message, Step, Task, ToolCall, ToolResult, ToolSchema
 
 QUEUE_SECONDS = 60.0
@@ -350,8 +350,7 @@ def _blamed(reply: Reply, what: str) -> tuple[str, str]:
     Raises:
         EnvError: It did not.
     """
-    data = reply.get("data")
-    code = data.get("code") if isinstance(data, Mapping) else None
+    code = code_of(reply)
     if code == "EXECUTION_ERROR":
         return "raised", told(reply)
     if code == "VALIDATION_ERROR":

@@ -310,6 +310,13 @@ def _told_close(line: _Line, exc: Exception | None) -> str:
     return f"the connection was closed (code {code}{': ' + reason if reason else ''})"
 
 
+def code_of(reply: Mapping[str, Any]) -> str | None:
+    """The code of an error frame; None of one that has none, and of any other."""
+    data = reply.get("data")
+    code = data.get("code") if reply.get("type") == "error" and isinstance(data, Mapping) else None
+    return None if code is None else str(code)
+
+
 def message_of(error: Mapping[str, Any]) -> str:
     """What an error frame says."""
     data = error.get("data")

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from turnwise.errors import EnvError
 from turnwise.openenv.client.socket import EnvSocket
 from turnwise.openenv.validate.conformance import short
-from turnwise.openenv.validate.player import Player, code_of
+from turnwise.openenv.validate.player import Player
 from turnwise.openenv.validate.report import Outcome, Report
 
 STEPS = 4
@@ -137,6 +137,6 @@ async def check_leaks(report: Report, player: Player, *, places: int) -> None:
     async with player.session() as socket:
         reply = await player.reset(socket, 0)
         report.add(
-            "after_all", "leaks", "ok" if code_of(reply) is None else "error",
+            "after_all", "leaks", "error" if reply.get("type") == "error" else "ok",
             f"a reset after all that: {reply.get('type')}", "the server is not what it was before",
         )  # fmt: skip

@@ -9,9 +9,9 @@ import httpx
 from websockets.asyncio.client import ClientConnection, connect
 
 from turnwise.errors import said
-from turnwise.openenv.client.socket import is_loopback, websocket_url
+from turnwise.openenv.client.socket import code_of, is_loopback, websocket_url
 from turnwise.openenv.models import RESERVED_TOOL_NAMES
-from turnwise.openenv.validate.player import Player, Reply, code_of, data_of
+from turnwise.openenv.validate.player import Player, Reply, data_of
 from turnwise.openenv.validate.report import Report
 from turnwise.openenv.wire import load
 

@@ -120,11 +120,6 @@ def data_of(reply: Reply) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def code_of(reply: Reply) -> str | None:
-    """The code of an error frame; None of any other."""
-    return str(data_of(reply).get("code")) if reply.get("type") == "error" else None
-
-
 def shown(reply: Reply) -> str:
     """What a policy could see of a reply, as text; ids and times, which always differ, are left out."""
     data = data_of(reply)

@@ -13,15 +13,14 @@ SPREAD = 100
 """Of numbers without an upper bound, so that different ones are tried."""
 
 
-def sample(schema: Mapping[str, Any], rng: random.Random, *, root: Mapping[str, Any] | None = None) -> Any:
+def sample(schema: Mapping[str, Any], rng: random.Random) -> Any:
     """A value of ``schema``, with required fields alone.
 
     Args:
-        schema: JSON Schema, as pydantic writes it.
+        schema: JSON Schema, as pydantic writes it; ``$ref`` points into it.
         rng: Where choices come from.
-        root: Where ``$ref`` points into; the schema itself if not given.
     """
-    return _sample(schema, rng, schema if root is None else root, DEEPEST)
+    return _sample(schema, rng, schema, DEEPEST)
 
 
 def _sample(schema: Any, rng: random.Random, root: Mapping[str, Any], depth: int) -> Any:

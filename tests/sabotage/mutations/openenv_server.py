@@ -7,6 +7,7 @@ from tests.sabotage.mutation import Mutation
 SESSIONS = "tests/openenv/test_server_sessions.py"
 ACCESS = "tests/openenv/test_server_access.py"
 HOSTED = "tests/openenv/test_hosted.py"
+HTTP = "tests/openenv/test_server_http.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
@@ -104,5 +105,37 @@ MUTATIONS: tuple[Mutation, ...] = (
         old='return bool(waiting.__name__ == "at_eof")',
         new="return True",
         tests=("tests/openenv/test_server_direct.py::test_what_looks_like_a_frame_inside_of_one_is_none",),
+    ),
+    Mutation(
+        name="routes_in_another_application_ask_for_nothing",
+        why="an environment that was added to an application is played by whoever reaches it, token or not",
+        file="openenv/server/app.py",
+        old="route_class(None if own else Guard(settings))",
+        new="route_class(None)",
+        tests=(f"{ACCESS}::test_in_another_application_our_routes_are_guarded_all_the_same",),
+    ),
+    Mutation(
+        name="a_chosen_name_opens_anothers_episode",
+        why="two clients that choose the same episode_id act in turns on one environment and never know",
+        file="openenv/server/http.py",
+        old="if episode is not None and episode.claimed:",
+        new="if False:",
+        tests=(f"{HTTP}::test_clients_that_choose_the_same_episode_id_share_no_environment",),
+    ),
+    Mutation(
+        name="agents_act_for_ever",
+        why="an agent at /mcp has more turns than the environment gives a policy",
+        file="openenv/hosted_session.py",
+        old="        self._done = self._done or bool(self._limits_reached())\n",
+        new="",
+        tests=("tests/openenv/test_mcp.py::test_an_agents_calls_are_bound_by_the_environments_limits",),
+    ),
+    Mutation(
+        name="images_of_rows_are_forgotten",
+        why="after a day of play a reset fails for the rows whose images nobody looked at",
+        file="openenv/hosted.py",
+        old="images.STORE.pin(",
+        new="set(",
+        tests=(f"{HTTP}::test_what_was_shown_is_forgotten_and_what_tasks_name_is_not",),
     ),
 )

@@ -94,7 +94,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         name="seeds_are_rounded",
         why="a whole number beyond 64 bits reaches the environment as a float next to it",
         file="openenv/wire.py",
-        old="        if long is None:\n",
+        old="        if not _long_number(text):\n",
         new="        if True:\n",
         tests=("tests/openenv/test_wire.py::test_whole_numbers_are_never_rounded",),
     ),

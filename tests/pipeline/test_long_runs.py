@@ -19,7 +19,7 @@ from turnwise.pipeline.given import Given
 from turnwise.pipeline.rl import _learn
 from turnwise.pipeline.source import GroupSource
 from turnwise.store import RunDir, StepRecord
-from turnwise.types import Kept
+from turnwise.types import Kept, StopReason
 
 
 def test_what_the_checkpoint_has_learned_from_is_not_read_again(tmp_path: Path) -> None:
@@ -76,6 +76,22 @@ def test_groups_of_an_environment_with_a_tilde_in_its_name_are_spent(tmp_path: P
     source = GroupSource(run, "rl", run.recipe.rl, {"a~1b": ""})
     source.spend(["rl/a~1b/0~1/s0"])
     assert source("a~1b", 0) is None and source("a~1b", 1) is not None
+
+
+def test_a_recorded_step_has_what_was_lost_and_what_was_played_in_its_place(tmp_path: Path) -> None:
+    directory = RunDir(tmp_path / "run")
+    first, lost = (episode("rl/catch/0", k, 1.0, env="catch") for k in range(2))
+    again = replace(lost, id=f"{lost.id}~1")
+    with directory.lock():
+        for one in (first, replace(lost, stop_reason=StopReason.ENV_FAILED, rewards={}), again):
+            directory.append("rl", one)
+    run = Run(recipe({"rl.groups": {"catch": 1}, "rl.minibatches": 1}), directory, lambda _: None)
+    assert run.recipe.rl is not None
+    source = GroupSource(run, "rl", run.recipe.rl, {"catch": ""})
+    (found,) = source.recorded([first.id, lost.id, again.id])
+    assert (found.id, [one.id for one in found.scored]) == ("rl/catch/0", [first.id, again.id])
+    source.spend([first.id, lost.id, again.id])
+    assert source("catch", 0) is None
 
 
 def test_the_schedule_ends_with_the_stage_also_where_steps_had_nothing_to_learn() -> None:

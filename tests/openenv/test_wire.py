@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
+import datetime
+import enum
+import fractions
+import ipaddress
 import json
 import math
+import re
+import uuid
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, HttpUrl, SecretStr, TypeAdapter
 
 from turnwise import images
 from turnwise.errors import ActionError, EnvError, EnvHungError
@@ -76,7 +85,89 @@ def test_models_are_written_with_all_their_fields() -> None:
     assert json.loads(wire.dump({"m": More(c="x")})) == {"m": {"a": 1, "b": None, "c": "x"}}  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("value", [object(), b"\xff", {"k": {(1, 2): 3}}])
+class Colour(enum.Enum):
+    RED = "red"
+    TWO = 2
+
+
+@dataclasses.dataclass
+class Dated:
+    at: datetime.datetime = datetime.datetime(2024, 1, 1)
+
+
+NOON = datetime.datetime(2024, 1, 1, 12, tzinfo=datetime.UTC)
+ID = uuid.UUID(int=1)
+HELD: dict[str, Any] = {
+    "timedelta": datetime.timedelta(days=1, seconds=2),
+    "date": datetime.date(2024, 1, 1),
+    "time": datetime.time(1, 2, tzinfo=datetime.UTC),
+    "datetime": datetime.datetime(2024, 1, 1, 2, 3, 4, 5),
+    "datetime, UTC": NOON,
+    "datetime, elsewhere": NOON.astimezone(datetime.timezone(datetime.timedelta(hours=2))),
+    "decimal": Decimal("1.50"),
+    "fraction": fractions.Fraction(1, 2),
+    "complex": 1 + 2j,
+    "enums": [Colour.RED, Colour.TWO],
+    "deque": collections.deque([1, NOON]),
+    "sets": [{"b"}, frozenset([1])],
+    "named tuple": collections.namedtuple("Point", "x y")(1, 2),
+    "counter": collections.Counter("aab"),
+    "address": ipaddress.ip_address("1.2.3.4"),
+    "network": ipaddress.ip_network("10.0.0.0/8"),
+    "url": TypeAdapter(HttpUrl).validate_python("http://a.b/"),
+    "secret": SecretStr("x"),
+    "pattern": re.compile("a+"),
+    "path": Path("/a/b"),
+    "bytes": b"ab",
+    "dataclass": Dated(),
+    "floats": [float("nan"), float("inf"), 0.1],
+    "a great number": 10**30,
+    "keys, numbers": {2: "a", 1.5: "b", True: "c"},
+    "keys, nothing": {None: 1},
+    "keys, enums": {Colour.RED: 1, Colour.TWO: 2},
+    "keys, tuples": {(0, 1): "x"},
+    "keys, uuid": {ID: 1},
+    "keys, dates": {NOON: 1, datetime.date(2024, 1, 1): 2},
+    "numbers and a date": {1: datetime.datetime(2024, 1, 1)},
+    "numbers and a uuid": {1: ID},
+    "numbers and an enum": {1: Colour.RED},
+    "numbers and a dataclass": {1: Dated()},
+    "numbers and a set": {1: {2}, 2: collections.deque([math.nan])},
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_what_observations_hold_is_sent_as_openenv_core_sends_it(name: str) -> None:
+    from openenv.core.env_server.serialization import serialize_observation
+    from openenv.core.env_server.types import Observation, WSObservationResponse
+
+    class Holds(Observation):
+        value: Any = None
+
+    holds = Holds(value=HELD[name])
+    theirs = WSObservationResponse(data=serialize_observation(holds)).model_dump_json()
+    ours = wire.observation(Answer(observation=holds.model_dump(include={"value"})))
+    assert json.loads(ours)["data"]["observation"] == json.loads(theirs)["data"]["observation"]
+    # As it is, too: in what tools return no model stands around it.
+    assert json.loads(wire.dump({"value": HELD[name]})) == json.loads(theirs)["data"]["observation"]
+
+
+def test_models_beside_keys_that_are_no_text_are_written_whole() -> None:
+    class Base(BaseModel):
+        a: int = Field(1, serialization_alias="A")
+
+    class More(Base):
+        b: Any = None
+
+    class Holds(BaseModel):
+        one: Base
+
+    value = {1: Holds(one=More(b=np.array([1.0, math.nan])))}
+    assert json.loads(wire.dump(value)) == {"1": {"one": {"a": 1, "b": [1.0, None]}}}
+    assert json.loads(wire.dump(list(value.values()))) == [{"one": {"a": 1, "b": [1.0, None]}}]
+
+
+@pytest.mark.parametrize("value", [object(), b"\xff", {"k": {object(): 3}}, {1: np.array([object()])}])
 def test_what_is_no_json_is_an_error(value: Any) -> None:
     with pytest.raises(EnvError, match="no JSON"):
         wire.observation(Answer(observation={"v": value}))

@@ -15,8 +15,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
-from pathlib import PurePath
 from typing import Any, Literal
 
 import numpy as np
@@ -197,18 +195,18 @@ def details(error_: ActionError) -> Sequence[Mapping[str, Any]]:
 
 
 def dump(value: Any) -> bytes:
-    """JSON: NaN as null, numpy as numbers and lists, pydantic models as objects.
+    """JSON as pydantic writes it: NaN as null, dates by ISO 8601, any plain key as text; numpy as lists.
 
     Raises:
         EnvError: Something in it is no JSON.
     """
     try:
-        return orjson.dumps(value, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
+        return orjson.dumps(value, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z)
     except (orjson.JSONEncodeError, RecursionError):
         pass
     try:
         # Keys that are no text, whole numbers beyond 64 bits, lone surrogates: Python's writer takes them.
-        return json.dumps(_finite(value), separators=(",", ":"), allow_nan=False).encode()
+        return json.dumps(_jsonable(value), separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as cause:
         raise EnvError(f"the environment answered with what is no JSON: {said(cause, 200)}") from cause
 
@@ -218,30 +216,23 @@ def _plain(value: Any) -> Any:
         return {name: getattr(value, name) for name in type(value).model_fields} | (value.model_extra or {})
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
+    return _jsonable(value)
+
+
+def _jsonable(value: Any) -> Any:
+    """As pydantic writes what models hold, subclasses whole."""
+    return to_jsonable_python(
+        value, by_alias=False, inf_nan_mode="null", serialize_as_any=True, fallback=_foreign
+    )
+
+
+def _foreign(value: Any) -> Any:
+    """What pydantic does not know."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
     if isinstance(value, Mapping):
         return dict(value)
-    if isinstance(value, set | frozenset | bytes | Decimal | PurePath):
-        return to_jsonable_python(value)  # As pydantic writes what models hold.
     raise TypeError(f"{_kind(value)} at {str(value)[:80]!r}")
-
-
-def _finite(value: Any) -> Any:
-    """For `json`, which knows neither numpy nor models, and would write NaN as itself."""
-    if isinstance(value, float):
-        return float(value) if np.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key if isinstance(key, str) else _key(key): _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    if value is None or isinstance(value, str | int):
-        return value
-    return _finite(_plain(value))
-
-
-def _key(key: Any) -> str:
-    if isinstance(key, bool | int | float | None):
-        return str(json.dumps(key))
-    raise TypeError(f"a key that is {_kind(key)}")
 
 
 def _kind(value: Any) -> str:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any
 
-from turnwise.envs.alarm import Alarm
 from turnwise.errors import said
 
 CANCEL_SECONDS = 1.0
@@ -38,28 +36,22 @@ def call(function: Callable[[], Any]) -> Any:
     except Exception:  # Ordinary errors are for the caller's boundary.
         raise
     except BaseException as odd:
-        raise _tamed(odd) from odd
+        raise tamed(odd) from odd
 
 
-async def bounded(awaitable: Awaitable[Any], seconds: float, alarm: Alarm | None = None) -> Any:
+async def bounded(awaitable: Awaitable[Any], seconds: float) -> Any:
     """What ``awaitable`` comes to within its deadline; it is cancelled past it, and when the caller is.
-
-    Args:
-        awaitable: The author's.
-        seconds: Its deadline, from now.
-        alarm: Of whoever awaits many, one after another.
 
     Raises:
         OverranError: It was stopped at the deadline.
         StuckError: It could not be.
         Exception: What it raised, tamed where it was none.
     """
-    # `asyncio.wait` would do, at three times the cost: this is on the path of every async call.
+    # `asyncio.wait` would do, at three times the cost.
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
     task = loop.create_task(_awaited(awaitable, ended))
-    alarm, lasting = alarm or Alarm(), alarm is not None
-    alarm.set(seconds, partial(_wake, ended))
+    timer = loop.call_later(seconds, _wake, ended)
     try:
         await ended
     except asyncio.CancelledError:
@@ -67,7 +59,7 @@ async def bounded(awaitable: Awaitable[Any], seconds: float, alarm: Alarm | None
         await asyncio.wait((task,), timeout=CANCEL_SECONDS)
         raise
     finally:
-        (alarm.clear if lasting else alarm.stop)()
+        timer.cancel()
     if task.done():
         return _result(task)
     task.cancel()
@@ -84,7 +76,7 @@ async def _awaited(awaitable: Awaitable[Any], ended: asyncio.Future[None]) -> An
     try:
         return await awaitable
     except (KeyboardInterrupt, SystemExit) as odd:
-        raise _tamed(odd) from odd
+        raise tamed(odd) from odd
     finally:
         _wake(ended)  # Whoever waits runs after this task's last step.
 
@@ -99,11 +91,12 @@ def _result(task: asyncio.Future[Any]) -> Any:
         raise RuntimeError("it cancelled itself")
     odd = task.exception()
     if odd is not None and not isinstance(odd, Exception):
-        raise _tamed(odd) from odd
+        raise tamed(odd) from odd
     return task.result()
 
 
-def _tamed(odd: BaseException) -> RuntimeError:
+def tamed(odd: BaseException) -> RuntimeError:
+    """What is no `Exception` as one."""
     if isinstance(odd, SystemExit):
         return RuntimeError(f"it called sys.exit({odd.code!r})")
     if isinstance(odd, asyncio.CancelledError):

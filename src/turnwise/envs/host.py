@@ -1,7 +1,7 @@
 """`HostedEnv`: a `Session` over a live `Env`, run where its class says.
 
     inline = True            every method on the event loop         (a call costs a few microseconds)
-    otherwise                async methods on the loop, sync methods on one thread for the environment's life
+    otherwise                sync methods on one thread, async methods in one task, for the environment's life
     isolation = "process"    all of it in a child process: `turnwise.envs.process`
 
 Whatever a tool does is data: it may raise, hang, return nonsense or 10 MB, and the episode goes on or ends
@@ -23,9 +23,9 @@ from typing import Any, Self, TypeVar
 
 from turnwise import images
 from turnwise.envs import contain, observe
-from turnwise.envs.alarm import Alarm
 from turnwise.envs.base import Env
 from turnwise.envs.session import Limits
+from turnwise.envs.task import EnvTask
 from turnwise.envs.thread import EnvThread
 from turnwise.envs.tools import Tool, told_malformed, told_unknown
 from turnwise.envs.validate import ArgumentsError
@@ -69,7 +69,7 @@ class HostedEnv:
         self._tools: dict[str, tuple[Tool, Callable[..., Any]]] = {}
         self._thread: EnvThread | None = None
         self._lock = asyncio.Lock()
-        self._alarm = Alarm()
+        self._task: EnvTask | None = None
         self._hung = False
         self._closed = False
 
@@ -239,7 +239,8 @@ class HostedEnv:
                 await self._run(what, self._close_env)
         except TurnwiseError as error:
             log.warning("%s", error)
-        self._alarm.stop()
+        if self._task is not None and not self._hung:
+            self._task.stop()
         if self._thread is not None and not self._hung:
             self._thread.stop()
 
@@ -286,7 +287,8 @@ class HostedEnv:
         """Await the author's coroutine; cancel it at the deadline, and when the caller is cancelled."""
         seconds = self._limits.call_seconds
         try:
-            return await contain.bounded(awaitable, seconds, self._alarm)
+            self._task = self._task or EnvTask()
+            return await self._task.run(awaitable, seconds)
         except contain.OverranError:
             raise _OverranError(f"{what}: it did not finish within {seconds:g} s") from None
         except contain.StuckError as stuck:

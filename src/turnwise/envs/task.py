@@ -1,0 +1,125 @@
+"""One task for one environment's coroutines, for its whole life: what a thread is to blocking methods.
+
+Cancel scopes and task groups (those of anyio, on which MCP's sessions stand) must be left in the task that
+entered them: what `reset` opens, `close` can close. And context variables that one call sets the next sees.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from functools import partial
+from typing import Any
+
+from turnwise.envs import contain
+from turnwise.envs.alarm import Alarm
+from turnwise.envs.contain import CANCEL_SECONDS, OverranError, StuckError
+
+Outcome = tuple[Any, BaseException | None]
+_Call = tuple[Awaitable[Any], "asyncio.Future[Outcome | None]"]
+
+
+class EnvTask:
+    """Awaits one call at a time, each within its deadline; made on the loop that it is of."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._alarm = Alarm()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._call: _Call | None = None
+        """What it is at, or is to begin."""
+        self._asked: asyncio.Future[None] | None = None
+        """While it waits to be asked."""
+        self._stopping: asyncio.Future[None] | None = None
+        """While a call is being cancelled."""
+        self._last = False
+        """Whether the call that it is at is its last."""
+        self._task = self._loop.create_task(self._work())
+
+    async def run(self, awaitable: Awaitable[Any], seconds: float) -> Any:
+        """What ``awaitable`` comes to; it is cancelled past its deadline, and when the caller is.
+
+        Raises:
+            OverranError: It was stopped at the deadline.
+            StuckError: It could not be; its ``task`` ends when it does.
+            Exception: What it raised, tamed where it was none.
+        """
+        if self._task.done():  # A call that cancelled its own task ended it.
+            self._begin()
+        if self._call is not None:  # Its caller was cancelled, and it stays.
+            self._last = True
+            raise StuckError(self._task)
+        ended: asyncio.Future[Outcome | None] = self._loop.create_future()
+        self._call = awaitable, ended
+        if self._asked is not None and not self._asked.done():
+            self._asked.set_result(None)
+        self._alarm.set(seconds, partial(_end, ended, None))
+        try:
+            outcome = await ended
+        except asyncio.CancelledError:
+            await self._let_go()
+            raise
+        finally:
+            self._alarm.clear()
+        if outcome is None:
+            if await self._let_go():
+                raise OverranError
+            self._last = True
+            raise StuckError(self._task)
+        value, error = outcome
+        if error is not None:
+            raise error
+        return value
+
+    def stop(self) -> None:
+        """End it, when nothing is under way."""
+        self._alarm.stop()
+        self._task.cancel()
+
+    async def _let_go(self) -> bool:
+        """Cancel the call; whether it is over."""
+        if self._call is None:
+            return True
+        self._stopping = self._loop.create_future()
+        self._task.cancel()
+        await asyncio.wait(
+            (self._stopping, self._task), timeout=CANCEL_SECONDS, return_when=asyncio.FIRST_COMPLETED
+        )
+        self._stopping = None
+        return self._call is None
+
+    async def _work(self) -> None:
+        me = asyncio.current_task()
+        assert me is not None
+        while not self._last:
+            if self._call is None:
+                self._asked = self._loop.create_future()
+                await self._asked
+                self._asked = None
+                continue
+            _end(self._call[1], await _outcome(self._call[0]))
+            self._call = None
+            if me.cancelling() > (self._stopping is not None):
+                return  # By others than `_let_go`: the call itself, or a loop that ends.
+            if self._stopping is not None:
+                while me.cancelling():
+                    me.uncancel()
+                _end(self._stopping, None)
+
+
+async def _outcome(awaitable: Awaitable[Any]) -> Outcome:
+    try:
+        return await awaitable, None
+    except asyncio.CancelledError as odd:
+        return None, contain.tamed(odd)
+    except Exception as error:  # noqa: BLE001 - handed to whoever asked, which raises it again
+        return None, error
+    except BaseException as odd:  # noqa: BLE001 - inside a task it would stop the whole event loop
+        return None, contain.tamed(odd)
+
+
+def _end(future: asyncio.Future[Any], result: Any) -> None:
+    if not future.done():
+        future.set_result(result)

@@ -8,7 +8,6 @@ leaves is noticed and pings are answered.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Protocol
@@ -61,10 +60,9 @@ class Connection:
         self.settings = endpoint.sessions.settings
         self._agents_only = self.settings.mode == "production"
         self._receive, self._send, self._direct = receive, send, direct
-        self._ahead: deque[str | bytes | None] = deque()
-        self._arrived = asyncio.Event()
+        self._ahead: asyncio.Queue[str | bytes | None]
         self._reader: asyncio.Task[None] | None = None
-        """Set once requests are read ahead; from then on it alone receives."""
+        """Set once requests are read `_ahead`; from then on it alone receives."""
         self._task: asyncio.Task[Any] | None = None
         self._calling = False
         """Whether the environment is at work, so that a client that leaves has something to end."""
@@ -115,7 +113,7 @@ class Connection:
     async def _play(self, live: Live) -> None:
         rate, max_frame = self.settings.rate, self.settings.max_frame
         while True:
-            text = await (self._hear() if self._reader is None else self._next())
+            text = await (self._hear() if self._reader is None else self._ahead.get())
             if text is None or self._ended:
                 return
             if len(text) > max_frame:
@@ -181,6 +179,7 @@ class Connection:
     def watch(self) -> None:
         """Read ahead from now on, so that a client that leaves is noticed while a call runs."""
         if self._reader is None:
+            self._ahead = asyncio.Queue()
             self._reader = asyncio.ensure_future(self._read())
 
     async def end(self, code: int, reason: str = "") -> None:
@@ -209,19 +208,12 @@ class Connection:
         text: str | None = event.get("text")
         return event["bytes"] if text is None else text
 
-    async def _next(self) -> str | bytes | None:
-        while not self._ahead:
-            self._arrived.clear()
-            await self._arrived.wait()
-        return self._ahead.popleft()
-
     async def _read(self) -> None:
         while True:
             text = await self._hear()
-            self._ahead.append(text)
-            self._arrived.set()
+            self._ahead.put_nowait(text)
             if text is not None:
-                if len(self._ahead) <= self.settings.max_ahead:
+                if self._ahead.qsize() <= self.settings.max_ahead:
                     continue
                 waiting = f"more than {self.settings.max_ahead} requests wait for the one before them"
                 await self._fail("SESSION_ERROR", waiting, closing=POLICY)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import secrets
 from collections.abc import Mapping
@@ -67,16 +66,4 @@ def serve(
     typer.echo(f"serving {spec} at {where}  ({page}, API {where}/docs)")
     if settings.token is not None and token is None and not os.environ.get(TOKEN):
         typer.echo(f"token {settings.token}  (--token sets one, --token none lets everybody in)")
-    collect_rarely()
     uvicorn.Server(uvicorn_config(app, host=host, port=port, log_level="warning")).run()
-
-
-def collect_rarely() -> None:
-    """Have Python's garbage collector run by what sessions leave behind, not by what they are.
-
-    With 64 sessions at work its first generation is full of calls that are about to end; looking at each of
-    them again and again is a quarter of what an async step costs.
-    """
-    gc.collect()
-    gc.freeze()  # What is imported stays until the end.
-    gc.set_threshold(10_000, 20, 50)

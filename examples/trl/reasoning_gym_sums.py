@@ -1,6 +1,6 @@
 """Sums of reasoning-gym, answered through a tool and scored by the package itself.
 
-python examples/trl/reasoning_gym_sums.py --max-steps 2          # pip install turnwise[reasoning-gym]
+python examples/trl/reasoning_gym_sums.py --max-steps 2          # pip install -e '.[reasoning-gym]'
 """
 
 from __future__ import annotations

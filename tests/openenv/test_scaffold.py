@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 import textwrap
 import tomllib
 import zipfile
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import httpx
@@ -19,26 +21,31 @@ from openenv.cli.__main__ import app as openenv_cli
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
+import turnwise
 from turnwise.cli.env_serve import chosen_token
 from turnwise.cli.main import app as turnwise_cli
-from turnwise.openenv import scaffold
+from turnwise.errors import EnvSpecError
+from turnwise.openenv import scaffold, vendor
 from turnwise.openenv.run import ProcessProvider
 from turnwise.openenv.run.space import find_uv
 
 OURS = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 NEEDED = [Requirement(one) for one in OURS["dependencies"]]
-with_uv = pytest.mark.skipif(find_uv() is None, reason="uv is not installed")
+with_uv = pytest.mark.skipif(find_uv() is None, reason="uv, of the extra `dev`, is not installed")
 
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Has uv find wheels alone that say the same requirements as the real ones, and hold nothing."""
+    """Has uv and pip find empty wheels alone, and among them the namesake that PyPI has."""
     folder = tmp_path_factory.mktemp("wheels")
     for one in NEEDED:
         wheel(folder, one.name, version(one.name))
-    wheel(folder, "turnwise", OURS["version"], [str(one) for one in NEEDED])
+    for number in (OURS["version"], "99.0"):
+        wheel(folder, "turnwise", number)
     wheel(folder, "pytest", version("pytest"))
-    return {"UV_NO_INDEX": "1", "UV_FIND_LINKS": str(folder), "UV_NO_CACHE": "1"}
+    return {"UV_OFFLINE": "1", "UV_NO_CACHE": "1", "UV_FIND_LINKS": str(folder)} | {
+        "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder),
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -174,14 +181,14 @@ def test_the_space_knows_where_the_server_listens(package: Path) -> None:
 def test_uv_locks_it_without_what_trains(package: Path) -> None:
     locked = {one["name"] for one in tomllib.loads((package / "uv.lock").read_text())["package"]}
     assert {"openenv-web-shop", "turnwise", "fastapi", "uvicorn"} <= locked
-    assert not locked & {"torch", "transformers", "openenv-core", "huggingface-hub"}
+    assert not locked & {"torch", "transformers", "openenv-core"}
 
 
 @pytest.mark.parametrize("why", ["uv is not installed", "uv lock` failed"])
 def test_what_is_not_locked_has_no_lock_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
-    """Where uv is missing, or finds nothing."""
+    """Where uv is missing, or finds no index."""
     if why == "uv is not installed":
         monkeypatch.setattr(scaffold, "find_uv", lambda: None)
     elif find_uv() is None:
@@ -189,7 +196,7 @@ def test_what_is_not_locked_has_no_lock_and_that_is_said(
     done = CliRunner().invoke(
         turnwise_cli,
         ["env", "new", "shop", "--dir", str(tmp_path)],
-        env={"UV_NO_INDEX": "1", "UV_NO_CACHE": "1"},
+        env={"UV_OFFLINE": "1", "UV_NO_CACHE": "1"},
     )
     assert done.exit_code == 0 and not (tmp_path / "shop/uv.lock").exists()
     assert why in done.output and f"uv lock --directory {tmp_path / 'shop'}" in done.output
@@ -202,24 +209,159 @@ def test_pip_can_leave_out_what_trains(package: Path) -> None:
     assert listed == [one for one in NEEDED if one.name not in scaffold.LEFT_OUT]
 
 
+def carried(package: Path) -> Path:
+    """The wheel in a package."""
+    (found,) = (package / "vendor").iterdir()
+    return found
+
+
+def run(*command: str | Path, environment: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        list(map(str, command)),
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+WHO = """
+import importlib.metadata, importlib.util
+print(importlib.util.find_spec("turnwise").origin, importlib.metadata.version("turnwise"))
+"""
+
+
+@with_uv
+def test_uv_installs_the_turnwise_that_wrote_it_and_no_namesake(
+    package: Path, wheels: dict[str, str], tmp_path: Path
+) -> None:
+    there = {**wheels, "UV_PROJECT_ENVIRONMENT": str(tmp_path / "venv")}
+    sync = ["uv", "sync", "--locked", "--no-dev", "--no-install-project", "--python", sys.executable]
+    done = run(find_uv() or "", *sync[1:], environment=there, folder=package)
+    assert done.returncode == 0, done.stderr
+    who = run(tmp_path / "venv/bin/python", "-c", WHO, environment={}, folder=tmp_path)
+    where, number = who.stdout.split()
+    assert Path(where).is_relative_to(tmp_path) and number in carried(package).name
+
+
+def test_pip_installs_the_turnwise_that_wrote_it_and_no_namesake(
+    package: Path, wheels: dict[str, str], tmp_path: Path
+) -> None:
+    (line,) = [one for one in (package / "README.md").read_text().splitlines() if "--no-deps" in one]
+    _, _, _, named, *_ = line.split()
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", tmp_path]
+    done = run(*pip, named, environment=wheels, folder=package)
+    assert done.returncode == 0, done.stderr
+    who = run(sys.executable, "-c", WHO, environment={"PYTHONPATH": str(tmp_path)}, folder=tmp_path)
+    where, number = who.stdout.split()
+    assert Path(where).is_relative_to(tmp_path) and number in named
+    assert (tmp_path / "turnwise/openenv/page.js").exists() and (tmp_path / "bin/turnwise").exists()
+
+    required = tomllib.loads((package / "pyproject.toml").read_text())["project"]["dependencies"]
+    (ours,) = [one for one in required if Requirement(one).name == "turnwise"]
+    for more, code in (([], 1), (["--find-links", "vendor"], 0)):
+        dry = ["--dry-run", "--ignore-installed", *more]
+        done = run(
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--no-deps",
+            *dry,
+            ours,
+            environment=wheels,
+            folder=package,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+
+
+def test_nothing_in_it_asks_an_index_for_turnwise(package: Path) -> None:
+    bare = re.compile(
+        r"""(install|add|--with)\b[^`\n]*\s['"]?turnwise['"]?(\s|$)|^\s*['"]?turnwise['"]?,?\s*$""", re.M
+    )
+    assert bare.search("pip install --no-deps 'turnwise' .") and bare.search('  "turnwise",\n')
+    for path in package.rglob("*"):
+        if path.suffix in (".md", ".toml", ".txt", ".py") or path.name == "Dockerfile":
+            assert not bare.search(path.read_text()), path
+    for name in ("README.md", "server/requirements.txt"):
+        assert f"pip install --no-deps vendor/{carried(package).name} ." in (package / name).read_text()
+
+
+def test_the_wheel_is_what_runs_here(package: Path) -> None:
+    """Also where the installed metadata are older than the repository, as those of an editable one may be."""
+    made = vendor.wheel()
+    assert made.data == vendor.wheel().data, "the same files are the same wheel"
+    assert carried(package).read_bytes() == made.data
+    with zipfile.ZipFile(carried(package)) as file:
+        metadata = file.read(f"turnwise-{made.version}.dist-info/METADATA").decode()
+        source = Path(turnwise.__file__).parent
+        files = {path for path in source.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+        assert {one for one in file.namelist() if "dist-info" not in one} == {
+            f"turnwise/{path.relative_to(source)}" for path in files
+        }
+    said = [Requirement(one.partition(": ")[2]) for one in metadata.splitlines() if "Requires-Dist" in one]
+    assert [one for one in said if "extra" not in str(one.marker)] == NEEDED
+    assert Requirement("pillow>=10; extra == 'images'") in said
+
+
+def test_an_installed_turnwise_is_carried_along_as_it_says_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where there is no repository around it, as in the environment of another package."""
+    monkeypatch.setattr(vendor, "_stated", lambda repository: None)
+    (tmp_path / "one.whl").write_bytes(vendor.wheel().data)
+    with zipfile.ZipFile(tmp_path / "one.whl") as file:
+        (name,) = [one for one in file.namelist() if one.endswith("METADATA")]
+        metadata = file.read(name).decode()
+        scripts = file.read(name.replace("METADATA", "entry_points.txt")).decode()
+    assert [one.partition(": ")[2] for one in metadata.splitlines() if "Requires-Dist" in one] == requires(
+        "turnwise"
+    )
+    assert "turnwise = turnwise.cli.main:main" in scripts
+
+    def missing(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(vendor, "distribution", missing)
+    with pytest.raises(EnvSpecError, match="its requirements are not known"):
+        vendor.wheel()
+
+
 GIT = {"url": "https://host/turnwise.git", "vcs_info": {"vcs": "git", "commit_id": "c0ffee"}}
 
 
 @pytest.mark.parametrize(
     ("installed", "required"),
     [
-        (None, "turnwise"),
         (GIT, "turnwise @ git+https://host/turnwise.git@c0ffee"),
         (
             {"url": "https://host/turnwise-1.whl", "archive_info": {}},
             "turnwise @ https://host/turnwise-1.whl",
         ),
-        ({"url": "file:///home/me/turnwise", "dir_info": {"editable": True}}, "turnwise"),
+        (None, None),
+        ({"url": "file:///home/me/turnwise", "dir_info": {"editable": True}}, None),
+        ({"url": "ssh://git@host/turnwise.git", "vcs_info": GIT["vcs_info"]}, None),
     ],
 )
-def test_the_package_asks_for_the_turnwise_that_wrote_it(installed: object, required: str) -> None:
-    assert scaffold.origin(None if installed is None else json.dumps(installed)) == required
-    assert str(Requirement(required)).startswith("turnwise")
+def test_the_package_asks_for_the_turnwise_that_wrote_it(installed: object, required: str | None) -> None:
+    found = scaffold.origin(None if installed is None else json.dumps(installed))
+    if required is None:
+        made = vendor.wheel()
+        assert found.requirement == f"turnwise=={made.version}" and made.version.startswith("0.1.0+v")
+        assert found.path == found.install == f"vendor/{made.filename}" and found.data == made.data
+    else:
+        assert found.requirement == required and found.install == f"'{required}'" and found.path is None
+    assert Requirement(found.requirement).name == "turnwise"
+
+
+def test_a_package_of_a_published_turnwise_carries_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaffold, "_direct_url", lambda: json.dumps(GIT))
+    texts = scaffold.package_files("shop", "Shop")
+    project = tomllib.loads(texts["pyproject.toml"].decode())
+    assert "turnwise @ git+https://host/turnwise.git@c0ffee" in project["project"]["dependencies"]
+    assert "sources" not in project["tool"]["uv"] and not [one for one in texts if "vendor" in one]
+    assert "vendor" not in texts["README.md"].decode()
 
 
 def test_an_app_and_env_serve_read_the_token_by_one_rule(
@@ -248,8 +390,6 @@ def wheel(folder: Path, name: str, number: str, requirements: list[str] | None =
 
 
 def test_nothing_is_written_over(package: Path) -> None:
-    from turnwise.errors import EnvSpecError
-
     before = (package / "environment.py").read_text()
     with pytest.raises(EnvSpecError, match="is there already"):
         CliRunner().invoke(

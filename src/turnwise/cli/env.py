@@ -45,7 +45,7 @@ def new(
 ) -> None:
     """Write a small environment, ready to be changed: Turnwise trains on it, OpenEnv serves it."""
     from turnwise.cli.env_new import scaffold
-    from turnwise.openenv.scaffold import homeless, lock
+    from turnwise.openenv.scaffold import lock
 
     written, class_name = scaffold(name, directory, package=not file)
     for path in written:
@@ -56,11 +56,6 @@ def new(
         typer.echo(f"\n{folder / 'uv.lock'} is missing, which `openenv validate` asks for: {problem}")
     elif not file:
         typer.echo(f"wrote {folder / 'uv.lock'}")
-    if not file and homeless():
-        typer.echo(
-            "\nThis Turnwise was installed from a folder, where no image can get it: say in pyproject.toml\n"
-            "where it is to be had, such as `turnwise @ git+https://…`; an index may have a namesake."
-        )
     typer.echo(f"\nnext:  turnwise env check {written[0]}:{class_name}")
     typer.echo(f"       turnwise env play {written[0]}:{class_name} --teacher")
     typer.echo(f"       pytest {written[1]}")

@@ -137,7 +137,7 @@ def scaffold(name: str, directory: Path, *, package: bool = True) -> tuple[list[
         "up": up,
     }
     test = f"tests/test_{name}.py" if package else f"test_{name}.py"
-    texts = {f"{module}.py": ENVIRONMENT.format(**words), test: TEST.format(**words)}
+    texts = {f"{module}.py": ENVIRONMENT.format(**words).encode(), test: TEST.format(**words).encode()}
     if package:
         directory = directory / name
         texts |= package_files(name, class_name)
@@ -146,5 +146,5 @@ def scaffold(name: str, directory: Path, *, package: bool = True) -> tuple[list[
             raise EnvSpecError(f"{path} is there already; choose another name or remove it")
     for inside, text in texts.items():
         (directory / inside).parent.mkdir(parents=True, exist_ok=True)
-        (directory / inside).write_text(text, encoding="utf-8")
+        (directory / inside).write_bytes(text)
     return [directory / inside for inside in texts], class_name

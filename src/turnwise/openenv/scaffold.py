@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from turnwise.openenv.run.space import find_uv
+from turnwise.openenv.vendor import NAME, wheel
 
-NAME = "turnwise"
-LEFT_OUT = (
-    "huggingface-hub", "openenv-core", "peft", "safetensors", "tokenizers", "torch", "transformers",
-)  # fmt: skip
-"""Of what Turnwise and the package require, what a server never imports."""
+LEFT_OUT = ("openenv-core", "peft", "safetensors", "tokenizers", "torch", "transformers")
+"""Of what Turnwise and the package require, what neither a server nor `turnwise env` ever imports."""
 LOCK_SECONDS = 120.0
 LOG_CHARS = 1000
 
@@ -148,7 +147,7 @@ description = "{title}, an environment for Turnwise and OpenEnv"
 requires-python = ">=3.11"
 dependencies = [
   "openenv-core>=0.3.0",  # `openenv validate` asks for it; nothing here imports it
-  "{turnwise}",
+  "{requirement}",
 ]
 
 [dependency-groups]
@@ -166,14 +165,15 @@ package-dir = {{ "{name}" = ".", "{name}.server" = "server" }}
 override-dependencies = [
 {overrides}
 ]
-"""
+{source}"""
 
 REQUIREMENTS = """\
 # What serving needs of Turnwise, for pip, which can leave out nothing of what training needs:
-#     pip install --no-deps '{turnwise}' . && pip install -r server/requirements.txt
+#     pip install --no-deps {turnwise} . && pip install -r server/requirements.txt
 fastapi>=0.115,<1
 httptools>=0.6.3,<1
 httpx>=0.27,<1
+huggingface-hub>=1.0,<2
 jinja2>=3.1,<4
 numpy>=1.26,<3
 orjson>=3.10,<4
@@ -205,17 +205,21 @@ tags:
 
 A Turnwise environment that speaks [OpenEnv](https://pypi.org/project/openenv-core/).
 
-    uv sync                                    # installs what serving needs: no torch, no transformers
+    uv sync                                    # a .venv with what serving needs: no torch, no transformers
+    source .venv/bin/activate
     turnwise env check environment.py:{class_name}     # what would spoil a training run
     turnwise env play environment.py:{class_name}      # by hand, in the terminal
     python -m server.app                       # http://127.0.0.1:8000, its page at /web
     turnwise env validate .                    # what others would see of the server
     turnwise env push . --repo-id ORG/{name}   # as a Hugging Face Space
 
-Without uv, `pip install --no-deps '{turnwise}' . && pip install -r server/requirements.txt`
-installs as little; `pip install .` brings all that training needs too. `uv lock` keeps `uv.lock` true to
-`pyproject.toml`; `openenv validate` asks for that file.
+Without uv, in a virtual environment, this installs as little:
 
+    pip install --no-deps {turnwise} . && pip install -r server/requirements.txt
+
+`{pip_all}` brings all that training needs too. `uv lock` keeps `uv.lock` true to
+`pyproject.toml`; `openenv validate` asks for that file.
+{vendored}
 Train on it as `env: environment.py:{class_name}` or, from another machine, by its address:
 `env: https://ORG-{dashed}.hf.space`. Or play on it:
 
@@ -258,42 +262,74 @@ FILES = {
 """Path in the package → template."""
 
 
-def package_files(name: str, class_name: str) -> dict[str, str]:
-    """Path → text of what stands around ``environment.py``.
+VENDORED = """
+`{path}` is the Turnwise that this package was made with. It stands here as no index
+has it: `turnwise` on PyPI is another project. Where it can be had from a repository, write
+`turnwise @ git+https://…` into `pyproject.toml`, and remove `[tool.uv.sources]` and `vendor/`.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where others get the Turnwise that runs here."""
+
+    requirement: str
+    """As ``pyproject.toml`` has it; never the bare name, which PyPI gave to another project."""
+    install: str
+    """As a shell's command line has it for pip, in the package's folder."""
+    path: str | None = None
+    """The wheel's in the package, where it is carried along."""
+    data: bytes = b""
+    """The wheel."""
+
+
+def package_files(name: str, class_name: str) -> dict[str, bytes]:
+    """Path → contents of what stands around ``environment.py``.
 
     Args:
         name: The package's, in snake_case: ``web_shop``.
         class_name: The environment's: ``WebShop``.
+
+    Raises:
+        EnvSpecError: As for `turnwise.openenv.vendor.wheel`.
     """
     title = name.replace("_", " ").capitalize()
+    found = origin(_direct_url())
+    carried = found.path is not None
     words = {
         "name": name,
         "class_name": class_name,
         "title": title,
         "dashed": name.replace("_", "-"),
-        "turnwise": origin(_direct_url()),
+        "requirement": found.requirement,
+        "turnwise": found.install,
+        "source": f'\n[tool.uv.sources]\n{NAME} = {{ path = "{found.path}" }}\n' if carried else "",
+        "pip_all": "pip install --find-links vendor ." if carried else "pip install .",
+        "vendored": VENDORED.format(path=found.path) if carried else "",
         "overrides": "\n".join(f"  \"{one}; python_version < '0'\"," for one in LEFT_OUT),
     }
-    return {path: template.format(**words) for path, template in FILES.items()}
+    texts = {path: template.format(**words).encode() for path, template in FILES.items()}
+    return texts | ({found.path: found.data} if found.path is not None else {})
 
 
-def origin(direct_url: str | None) -> str:
-    """Turnwise as a requirement, with where it came from, if others find it there too.
+def origin(direct_url: str | None) -> Origin:
+    """Where others get this Turnwise: from where it came, if they find it there too, else with the package.
 
     Args:
-        direct_url: What ``direct_url.json`` of the installed one says (PEP 610); None is from an index.
+        direct_url: What ``direct_url.json`` of the installed one says (PEP 610); None is from an index, which
+            need not be others'.
+
+    Raises:
+        EnvSpecError: As for `turnwise.openenv.vendor.wheel`.
     """
     said = json.loads(direct_url or "{}")
     url, vcs = said.get("url", ""), said.get("vcs_info")
-    if not url.startswith("https://"):
-        return NAME
-    return f"{NAME} @ {vcs['vcs']}+{url}@{vcs['commit_id']}" if vcs else f"{NAME} @ {url}"
-
-
-def homeless() -> bool:
-    """Whether this Turnwise is of a folder of this machine, where no image can install it from."""
-    said = _direct_url()
-    return said is not None and origin(said) == NAME
+    if url.startswith("https://"):
+        at = f"{vcs['vcs']}+{url}@{vcs['commit_id']}" if vcs else url
+        return Origin(requirement=f"{NAME} @ {at}", install=f"'{NAME} @ {at}'")
+    made = wheel()
+    path = f"vendor/{made.filename}"
+    return Origin(requirement=f"{NAME}=={made.version}", install=path, path=path, data=made.data)
 
 
 def _direct_url() -> str | None:
@@ -306,7 +342,7 @@ def _direct_url() -> str | None:
 def lock(folder: Path) -> str | None:
     """Have uv write ``uv.lock``; what kept it from that, None where it did."""
     if (uv := find_uv()) is None:
-        return "uv is not installed"
+        return "uv is not installed (`pip install uv`)"
     command = [uv, "lock", "--directory", str(folder), "--python", sys.executable]
     try:
         done = subprocess.run(

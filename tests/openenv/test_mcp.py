@@ -460,7 +460,8 @@ def test_a_session_that_is_ended_during_a_call_closes_after_it(how: str) -> None
 def test_a_full_server_says_so() -> None:
     app = counter(max_concurrent_envs=1, settings=Settings(queue=0))
     with TestClient(app) as http:
-        http.post("/mcp", json=rpc("openenv/session/create"))
+        name = http.post("/mcp", json=rpc("openenv/session/create")).json()["result"]["session_id"]
+        http.post("/mcp", json=rpc("tools/list"), headers={"mcp-session-id": name})
         full = http.post("/mcp", json=rpc("openenv/session/create", 7)).json()
         assert full["id"] == 7 and full["error"]["code"] == -32000
         assert full["error"]["data"] == {"active_sessions": 1, "max_sessions": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,11 @@ import httpx
 import pytest
 from PIL import Image
 from tests.openenv.serving import as_app, running
+from websockets.asyncio.client import connect
 
 from turnwise import images
 from turnwise.envs.base import Env, tool
-from turnwise.openenv.server import app
+from turnwise.openenv.server import app, sessions
 from turnwise.openenv.server.settings import Settings
 from turnwise.types import Step
 
@@ -229,6 +231,60 @@ def test_an_environment_nobody_came_back_to_gives_way(client: httpx.Client) -> N
             assert other.get("/state").json()["step_count"] == 1
 
 
+def reset_on_a_socket(url: str, seconds: float) -> str:
+    """What a client of `/ws` is answered, which waits for no longer than it says."""
+
+    async def play() -> str:
+        async with connect(f"ws{url[4:]}/ws") as ws:
+            await ws.send('{"type": "reset"}')
+            return str(json.loads(await asyncio.wait_for(ws.recv(), seconds))["type"])
+
+    return asyncio.run(play())
+
+
+@pytest.mark.parametrize("chosen", [{}, {"episode_id": "job-1"}])
+def test_a_reset_that_nobody_comes_back_to_keeps_nobody_out(chosen: dict[str, str]) -> None:
+    with running(as_app(Counter, Settings(max_sessions=1))) as server:
+        assert httpx.post(f"{server.url}/reset", json=chosen).status_code == 200
+        assert reset_on_a_socket(server.url, 5) == "observation"
+        gone = httpx.get(f"{server.url}/state", params={"episode_id": "job-1"})
+        assert gone.status_code == 404 and "gave its place" in gone.json()["detail"]
+
+
+def test_a_session_that_agents_make_and_leave_keeps_nobody_out() -> None:
+    with running(as_app(Counter, Settings(max_sessions=1))) as server:
+        made = {"jsonrpc": "2.0", "id": 1, "method": "openenv/session/create"}
+        name = httpx.post(f"{server.url}/mcp", json=made).json()["result"]["session_id"]
+        assert reset_on_a_socket(server.url, 5) == "observation"
+        asked = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
+        gone = httpx.post(f"{server.url}/mcp", json=asked, headers={"mcp-session-id": name})
+        assert gone.status_code == 404 and "initialize again" in gone.text
+
+
+def test_the_longest_idle_gives_way_and_only_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "YIELD_SECONDS", 1.0)
+    with running(as_app(Counter, Settings(max_sessions=3))) as server:
+
+        def state(name: str) -> int:
+            return httpx.get(f"{server.url}/state", params={"episode_id": name}).status_code
+
+        for name in ("first", "second", "third"):
+            httpx.post(f"{server.url}/reset", json={"episode_id": name})
+            assert state(name) == 200
+        assert state("first") == 200
+        time.sleep(1.2)
+        assert len(server.sessions.live) == 3  # Nobody needs theirs.
+        assert reset_on_a_socket(server.url, 5) == "observation"
+        assert [state(name) for name in ("second", "third", "first")] == [404, 200, 200]
+        # Those were used just now, so who comes waits until one of them is idle for as long.
+        httpx.post(f"{server.url}/reset", json={"episode_id": "second"})
+        assert state("second") == 200
+        started = time.monotonic()
+        assert reset_on_a_socket(server.url, 5) == "observation"
+        assert time.monotonic() - started > 0.5
+        assert len(server.sessions.live) == 2
+
+
 class Slow(Env):
     """Takes its time to begin and to go."""
 
@@ -306,6 +362,7 @@ def test_one_episodes_requests_are_slowed_down_and_only_so_many_wait() -> None:
 def test_more_than_there_is_room_for_is_told_when_to_come_back() -> None:
     with running(as_app(Counter, Settings(max_sessions=1, queue=0))) as server:
         assert httpx.post(f"{server.url}/reset", json={"episode_id": "mine"}).status_code == 200
+        assert httpx.get(f"{server.url}/state", params={"episode_id": "mine"}).status_code == 200
         refused = httpx.post(f"{server.url}/reset", json={"episode_id": "yours"})
         assert refused.status_code == 503 and refused.headers["Retry-After"]
         assert "1 of 1 sessions" in refused.json()["detail"]

@@ -2,8 +2,9 @@
 
 A reset keeps its environment for whoever made it, known by the cookie that they were given or the
 ``episode_id`` that they chose; a step and a state with either of these are that episode's. Without them each
-request has an environment of its own, made for it and closed after it. An environment that nobody comes back
-to gives way to whoever needs one, and is closed after a minute.
+request has an environment of its own, made for it and closed after it. When all are taken, an environment
+that its client has not come back to, or has left idle for long, gives way to whoever waits
+(`turnwise.openenv.server.sessions`).
 """
 
 from __future__ import annotations
@@ -153,9 +154,7 @@ class Held:
                 episode = None
             self._forget(episode)
         if episode is None:
-            opening = asyncio.ensure_future(
-                self.sessions.open(evict=lambda _: self._drop(made), draft=episode_id is None)
-            )
+            opening = asyncio.ensure_future(self.sessions.open(evict=lambda _: self._drop(made), lent=True))
             episode = made = Episode(client, name, opening, claimed=cookie is not None)
             opening.add_done_callback(partial(self._opened, episode))
             live = await asyncio.shield(self._keep(episode))
@@ -178,8 +177,8 @@ class Held:
             episode = self._own(client, episode_id or last)
         if episode is None:
             raise GoneError(
-                "no such episode: it was never reset, was idle for too long, or a later reset without a "
-                "cookie took it over; reset first"
+                "no such episode: it was never reset, was idle for too long, gave its place to who waited, "
+                "or a later reset without a cookie took it over; reset first"
             )
         live = await asyncio.shield(episode.opening)
         self.sessions.keep(live)

@@ -132,12 +132,14 @@ class Mcp:
                 {"supported": list(VERSIONS), "requested": revision},
             )
         if method == "openenv/session/create":
-            return {"session_id": (await self._opened()).id}
+            live = await self._opened()
+            async with self.sessions.turn(live):
+                return {"session_id": live.id}
         if method == "openenv/session/close":
             return await self._closed(params)
         name = request.headers.get(SESSION_HEADER)
         if method == "initialize" and name is None:
-            live = await self._opened(draft=True)
+            live = await self._opened()
             self._handshaken.add(live.id)
             try:
                 async with self.sessions.turn(live) as session:
@@ -157,10 +159,10 @@ class Mcp:
         async with self.sessions.turn(live) as session:
             return await self._answer(session, method, params, mcp=mcp)
 
-    async def _opened(self, *, draft: bool = False) -> Live:
+    async def _opened(self) -> Live:
         name = uuid.uuid4().hex
         try:
-            live = await self.sessions.open(evict=partial(self._evict, name), id=name, draft=draft)
+            live = await self.sessions.open(evict=partial(self._evict, name), id=name, lent=True)
             self.own[name] = live
         except EnvError as error:
             raise RpcError(SERVER_ERROR, str(error), {"factory_name": self.sessions.served.name}) from error

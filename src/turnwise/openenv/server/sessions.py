@@ -1,8 +1,11 @@
 """`Sessions`: every live environment of a server, how many there may be, who waits, and which are idle.
 
 A session has one owner, a socket or an HTTP cookie, and is closed with it. When all are taken the next waits
-in a bounded queue; when that is full too it is refused. One task looks after all: it closes what nobody has
-used for ``idle_timeout``, and has whoever waits long for its environment listen for a client that leaves.
+in a bounded queue; when that is full too it is refused. A socket keeps its session for as long as it is open.
+What HTTP clients come back to by a name, and may never do, gives way to whoever waits: at once until its
+client has come back to it, later once it has been idle for `YIELD_SECONDS`, the longest idle first. One task
+looks after all: it closes what nobody has used for ``idle_timeout``, and has whoever waits long for its
+environment listen for a client that leaves.
 """
 
 from __future__ import annotations
@@ -25,8 +28,10 @@ LOOK_SECONDS = 0.5
 """Between two looks at all sessions."""
 PATIENCE_SECONDS = 0.5
 """How long a call may take before its owner is asked to listen for the client meanwhile."""
-DRAFT_SECONDS = 60.0
-"""How long an environment is kept for a client that never comes back with its cookie."""
+YIELD_SECONDS = 40.0
+"""How long an idle session that no socket holds is safe from who waits for one; they wait for longer."""
+DRAFT_SECONDS = 300.0
+"""How long one that nobody needs is kept for a client that never came back to it."""
 
 
 class CapacityError(TurnwiseError):
@@ -66,7 +71,7 @@ class Live:
         self.due = 0.0
         """When the next request may come, where there is a ``rate``."""
         self.draft = False
-        """Nobody has come back to it yet: it gives way to whoever needs a session."""
+        """Its client has not come back to it yet."""
 
     def early(self, rate: float) -> float:
         """Count a request; seconds by which it comes too early. A second's worth may come at once."""
@@ -91,7 +96,8 @@ class Sessions:
         own = served.max_sessions
         self.limit = settings.max_sessions if own is None else min(own, settings.max_sessions)
         self.live: dict[str, Live] = {}
-        self.drafts: OrderedDict[str, Live] = OrderedDict()
+        self.lent: OrderedDict[str, Live] = OrderedDict()
+        """Those that no socket holds, the longest idle first."""
         self._taken = 0
         """Sessions that are open, opening or closing."""
         self._opening: dict[Live, asyncio.Task[ServedSession]] = {}
@@ -111,7 +117,7 @@ class Sessions:
         evict: Callable[[str], Awaitable[None]],
         watch: Callable[[], None] | None = None,
         id: str | None = None,
-        draft: bool = False,
+        lent: bool = False,
     ) -> Live:
         """A new session, as soon as one is free.
 
@@ -119,8 +125,8 @@ class Sessions:
             evict: How to tell and close its owner.
             watch: How to have its owner listen for its client.
             id: What it is called; a new name if not given.
-            draft: Its client may never come back to it: after its first `turn`, it gives way to whoever needs
-                a session.
+            lent: No socket holds it and its client may never come back: idle, after its first `turn`, it
+                gives way to whoever needs a session.
 
         Raises:
             CapacityError: None became free.
@@ -138,9 +144,9 @@ class Sessions:
         finally:
             del self._opening[live]
         self.live[live.id] = live
-        if draft:
+        if lent:
             live.draft = True
-            self.drafts[live.id] = live
+            self.lent[live.id] = live
         else:
             live.end()
         return live
@@ -171,21 +177,21 @@ class Sessions:
                     raise
                 finally:
                     live.end()
+                    if live.id in self.lent:
+                        self.lent.move_to_end(live.id)
                     self._make_room()
         finally:
             live.ahead -= 1
 
     def keep(self, live: Live) -> None:
         """Its client came back."""
-        if live.draft:
-            live.draft = False
-            self.drafts.pop(live.id, None)
+        live.draft = False
 
     async def close(self, live: Live) -> None:
         """Close a session, once."""
         if self.live.pop(live.id, None) is None:
             return
-        self.drafts.pop(live.id, None)
+        self.lent.pop(live.id, None)
         try:
             await live.session.close()
         finally:
@@ -248,11 +254,12 @@ class Sessions:
             timer.cancel()
 
     def _make_room(self, more: int = 0) -> None:
-        """Have idle drafts go until whoever waits, and ``more``, have a place promised."""
-        for live in list(self.drafts.values()):
+        """Have idle lent ones go until whoever waits, and ``more``, have a place promised."""
+        now = time.monotonic()
+        for live in list(self.lent.values()) if self._queue or more else ():
             if len(self._leaving) >= len(self._queue) + more:
                 return
-            if live.busy_since is None:
+            if live.busy_since is None and (live.draft or now - live.used > YIELD_SECONDS):
                 self._retire(live, "it was needed")
 
     def _free(self) -> None:
@@ -287,10 +294,11 @@ class Sessions:
                     self._retire(live, "its client did not come back")
                 elif idle is not None and now - live.used > idle:
                     self._retire(live, f"the session was idle for {idle:g} s")
+            self._make_room()
 
     def _retire(self, live: Live, why: str) -> None:
         if live not in self._leaving:
-            self.drafts.pop(live.id, None)
+            self.lent.pop(live.id, None)
             self._leaving[live] = asyncio.create_task(self._evict(live, why))
 
     async def _evict(self, live: Live, why: str) -> None:

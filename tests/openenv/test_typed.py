@@ -30,6 +30,7 @@ from turnwise.envs.thread import abandoned_threads
 from turnwise.errors import ActionError, EnvError, EnvHungError, EnvSpecError
 from turnwise.openenv import typed_session
 from turnwise.openenv.models import Action, ConcurrencyConfig, Observation, State
+from turnwise.openenv.models import StepResult as OurResult
 from turnwise.openenv.server.create import HTTPEnvServer, create_app, create_fastapi_app
 from turnwise.openenv.server.settings import Settings
 from turnwise.openenv.typed import TypedEnv
@@ -647,3 +648,41 @@ def test_actions_are_refused_before_the_environment_sees_them() -> None:
         await session.close()
 
     asyncio.run(play())
+
+
+def test_a_result_as_clients_have_it_is_unwrapped() -> None:
+    class Wrapping(Odd):
+        def step(self, action: Anything) -> Any:
+            inner = Seen(value=1, reward=0.5, metadata={"tries": 2})
+            if action.value == "ours":
+                return OurResult(observation=inner, reward=2, metadata={"by": "ours"})
+            return (
+                StepResult({"value": 1}, done=True)
+                if action.value == "mapping"
+                else StepResult(inner, done=True)
+            )
+
+    async def play() -> None:
+        session = await TypedEnv(Wrapping, Anything, Seen).open()
+        ours = await session.step({"value": "ours"})
+        assert (ours.observation["value"], ours.reward, ours.done) == (1, 2, False)
+        assert "observation" not in ours.observation and ours.metadata == {"tries": 2, "by": "ours"}
+        theirs = await session.step({"value": "theirs"})
+        assert (theirs.observation["value"], theirs.reward, theirs.done) == (1, 0.5, True)
+        mapping = await session.step({"value": "mapping"})
+        assert (mapping.observation, mapping.reward, mapping.done) == ({"value": 1}, None, True)
+        await session.close()
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize(("paid", "sent"), [(1, "1"), (1.0, "1.0"), (True, "true"), (np.int64(2), "2.0")])
+def test_a_reward_is_sent_as_it_is_paid(paid: Any, sent: str) -> None:
+    """A whole number stays one, as in openenv-core."""
+
+    class Paying(Odd):
+        def step(self, action: Anything) -> Any:
+            return Seen.model_construct(value=0, reward=paid, done=False, metadata={})
+
+    with TestClient(create_app(Paying, Anything, Seen)) as http:
+        assert f'"reward":{sent},' in http.post("/step", json={"action": {}}).text

@@ -23,7 +23,8 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 from turnwise.envs.tools import Tool as OwnTool
 from turnwise.envs.tools import function_tool
 from turnwise.envs.validate import ArgumentsError
-from turnwise.errors import EnvSpecError, message_of
+from turnwise.errors import EnvSpecError, message_of, said
+from turnwise.openenv import faults
 from turnwise.openenv.mcp_tools import Called, ServerTools
 from turnwise.openenv.models import (
     RESERVED_TOOL_NAMES,
@@ -211,12 +212,11 @@ class MCPEnvironment(Environment[Any, Any, Any]):
             return wrong(ToolErrorType.TIMEOUT, f"it did not finish within {seconds:g} s")
         except ArgumentsError as told:
             return wrong(ToolErrorType.INVALID_ARGS, str(told))
-        except LookupError as told:
-            missing = isinstance(told, _NoToolError)
-            return wrong(
-                ToolErrorType.TOOL_NOT_FOUND if missing else ToolErrorType.EXECUTION_ERROR, message_of(told)
-            )
+        except _NoToolError as told:
+            return wrong(ToolErrorType.TOOL_NOT_FOUND, message_of(told))
         except Exception as raised:  # noqa: BLE001 - a tool's own code; the caller is told, the episode goes on
+            if action.tool_name in self._own:  # A FastMCP server logs its own.
+                faults.tell(f"{type(self).__name__}: tool {action.tool_name}: {said(raised)}", raised)
             return wrong(_kind(raised), message_of(raised))
         return CallToolObservation(tool_name=action.tool_name, result=result)
 

@@ -24,7 +24,7 @@ from turnwise.envs.base import Env
 from turnwise.envs.registry import make
 from turnwise.envs.session import EnvSpec, Limits, Session
 from turnwise.errors import ActionError, EnvError, TaskError
-from turnwise.openenv import wire
+from turnwise.openenv import faults, wire
 from turnwise.openenv.hosted_session import HostedSession
 from turnwise.types import Task
 
@@ -98,7 +98,8 @@ class HostedSpec:
         """What the environment says of itself, asked of an instance of its own once."""
         async with self._looking:
             if self._metadata is None:
-                session = await self.spec.open(self.limits)
+                with faults.telling():
+                    session = await self.spec.open(self.limits)
                 try:
                     self._metadata = self._about(session, await asyncio.to_thread(self.splits))
                 finally:
@@ -111,7 +112,9 @@ class HostedSpec:
         Raises:
             EnvError: Its constructor raised or hung.
         """
-        return HostedSession(self, await self.spec.open(self.limits))
+        faults.watch()
+        with faults.telling():
+            return HostedSession(self, await self.spec.open(self.limits))
 
     async def row(self, data: Mapping[str, Any], seed: int) -> tuple[Task, dict[str, Any]]:
         """The task that a reset asks for, and where it stands: ``{"split", "index"}``.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from turnwise.envs.session import Session
 from turnwise.errors import ActionError, EnvError, ScoringError
-from turnwise.openenv import payload
+from turnwise.openenv import faults, payload
 from turnwise.openenv.served import Answer, CallAnswer
 from turnwise.types import Content, ImageBlock, Message, Step, TextBlock, ToolCall, ToolResult
 
@@ -63,7 +63,8 @@ class HostedSession:
             (payload.read_task(data["task"]), {}) if "task" in data else await self._served.row(data, seed)
         )
         self._done = True
-        messages = await self._session.reset(task, seed)
+        with faults.telling():
+            messages = await self._session.reset(task, seed)
         self._episode_id = episode_id or uuid.uuid4().hex
         self._seed, self._place, self._counts = seed, place, "task" not in data
         self._steps = self._tool_calls = 0
@@ -127,9 +128,12 @@ class HostedSession:
             told = data.get("messages")
             if not isinstance(told, list):
                 raise ActionError('teacher needs {"messages": […]}')
-            return payload.message(await self._session.teacher([payload.read_message(one) for one in told]))
+            messages = [payload.read_message(one) for one in told]
+            with faults.telling():
+                return payload.message(await self._session.teacher(messages))
         if method == "state_key":
-            return await self._session.state_key()
+            with faults.telling():
+                return await self._session.state_key()
         raise ActionError(f"no such method: {method[:80]}; there are reward, teacher and state_key")
 
     async def metadata(self) -> Mapping[str, Any]:
@@ -232,7 +236,8 @@ class HostedSession:
         self._done = True
         if self._rewards is None:
             try:
-                self._rewards = await self._session.reward()
+                with faults.telling():
+                    self._rewards = await self._session.reward()
             except ScoringError as wrong:
                 self._rewards = wrong
         if isinstance(self._rewards, ScoringError):

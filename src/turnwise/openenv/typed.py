@@ -92,13 +92,22 @@ class TypedEnv:
     @property
     def max_sessions(self) -> int | None:
         """Any number where the class says that it supports several at once; else one."""
+        try:
+            cls = self.known_class()
+        except EnvError as error:  # It may work where a session is opened, later and elsewhere.
+            log.warning("%s: it is taken to support one session at a time", error)
+            return 1
+        return None if getattr(cls, "SUPPORTS_CONCURRENT_SESSIONS", False) else 1
+
+    def known_class(self) -> type[Any]:
+        """The class, for which one is made where a function does not say what it returns.
+
+        Raises:
+            EnvError: It raised.
+        """
         if self.cls is None:
-            try:
-                self.cls = self._asked(type)
-            except EnvError as error:  # It may work where a session is opened, later and elsewhere.
-                log.warning("%s: it is taken to support one session at a time", error)
-                return 1
-        return None if getattr(self.cls, "SUPPORTS_CONCURRENT_SESSIONS", False) else 1
+            self.cls = self._asked(type)
+        return self.cls
 
     async def schemas(self) -> Mapping[str, Any]:
         """Of the three models; the state's is the class's own, not its base's."""

@@ -45,7 +45,10 @@ def models_of(env: type[Any]) -> tuple[type[Any] | None, type[Any] | None, type[
     for klass in env.__mro__:
         for base in getattr(klass, "__orig_bases__", ()):
             if getattr(typing.get_origin(base), "__name__", "") == "Environment":
-                arguments = [arg if isinstance(arg, type) else None for arg in typing.get_args(base)]
+                # `Any` is a class too.
+                arguments = [
+                    arg if isinstance(arg, type) and arg is not Any else None for arg in typing.get_args(base)
+                ]
                 found = [mine or theirs for mine, theirs in zip(found, arguments, strict=False)]
     call, _ = mcp_actions(env, None)
     if call is not None and hasattr(env, "_async_handle_call_tool"):

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from turnwise.envs import contain
 from turnwise.errors import ActionError, EnvError, EnvHungError, boundary, message_of
-from turnwise.openenv import wire
+from turnwise.openenv import faults, wire
 from turnwise.openenv.environment import MCPEnvironment
 from turnwise.openenv.mcp_tools import ServerTools
 from turnwise.openenv.served import Answer, CallAnswer
@@ -200,6 +200,7 @@ class TypedSession:
             if isinstance(error.__cause__, ValidationError):
                 wrong = error.__cause__
                 raise ActionError(f"no such action: {message_of(wrong, 500)}") from wrong
+            faults.tell(str(error), error.__cause__ or error)
             raise
 
     def _action_class(self, action: Mapping[str, Any]) -> type[BaseModel] | None:
@@ -216,6 +217,8 @@ class TypedSession:
             fields = observation.model_dump(exclude=APART)
             reward, done = getattr(observation, "reward", None), getattr(observation, "done", False)
             metadata = getattr(observation, "metadata", None) or {}
+        elif _is_result(observation):
+            return self._unwrapped(what, observation)
         elif dataclasses.is_dataclass(observation) or isinstance(observation, Mapping):
             fields = plain(observation)
             reward, done = fields.pop("reward", None), fields.pop("done", False)
@@ -226,11 +229,26 @@ class TypedSession:
             )
         if metadata:
             metadata = _sendable(metadata)
+        return Answer(observation=fields, reward=self._paid(what, reward), done=bool(done), metadata=metadata)
+
+    def _unwrapped(self, what: str, result: Any) -> Answer:
+        """Of a ``StepResult``, which is what clients return: the observation in it, paid as it says."""
+        answer = self._answer(what, result.observation)
+        return dataclasses.replace(
+            answer,
+            reward=answer.reward if result.reward is None else self._paid(what, result.reward),
+            done=answer.done or bool(result.done),
+            metadata={**answer.metadata, **_sendable(getattr(result, "metadata", None) or {})},
+        )
+
+    def _paid(self, what: str, reward: Any) -> float | None:
+        """A whole number stays one."""
+        if reward is None or isinstance(reward, bool | int):
+            return reward
         try:
-            paid = reward if reward is None or isinstance(reward, bool) else float(reward)
+            return float(reward)
         except (TypeError, ValueError):
             raise EnvError(f"{self._what}: {what} paid {reward!r:.80}, which is no number") from None
-        return Answer(observation=fields, reward=paid, done=bool(done), metadata=metadata)
 
     # -- where it runs -------------------------------------------------------------------------------
 
@@ -239,14 +257,15 @@ class TypedSession:
     ) -> Any:
         """What ``function`` returns, on the thread; on the loop what it comes to."""
         seconds = self._served.call_seconds if seconds is None else min(seconds, self._served.call_seconds)
-        if on_loop:
-            self._check(what)
-            return await self._awaited(what, function, seconds)
-        with boundary(EnvError, f"{self._what}: {what}"):
-            result = await self._beside(function, what, seconds)
-        if inspect.isawaitable(result):
-            return await self._awaited(what, lambda: result, seconds)
-        return result
+        with faults.telling():
+            if on_loop:
+                self._check(what)
+                return await self._awaited(what, function, seconds)
+            with boundary(EnvError, f"{self._what}: {what}"):
+                result = await self._beside(function, what, seconds)
+            if inspect.isawaitable(result):
+                return await self._awaited(what, lambda: result, seconds)
+            return result
 
     async def _beside(self, function: Callable[[], Any], what: str = "tool", seconds: float = 1e9) -> Any:
         """What ``function`` returns or raises, on the environment's own thread."""
@@ -294,6 +313,11 @@ def plain(value: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     return dict(value) if value else {}
+
+
+def _is_result(value: Any) -> bool:
+    """Whether it is a ``StepResult``, whoever's."""
+    return dataclasses.is_dataclass(value) and type(value).__name__ == "StepResult"
 
 
 def _sendable(metadata: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -70,8 +70,16 @@ MUTATIONS: tuple[Mutation, ...] = (
         name="typed_reward_of_nothing",
         why="a step that pays nothing counts as one that pays zero",
         file="openenv/typed_session.py",
-        old="paid = reward if reward is None or isinstance(reward, bool) else float(reward)",
-        new="paid = float(reward or 0.0)",
+        old="isinstance(reward, bool | int):\n            return reward",
+        new="isinstance(reward, bool | int):\n            return float(reward or 0.0)",
         tests=(TYPED + "test_a_subclass_of_their_client_plays_a_whole_episode",),
+    ),
+    Mutation(
+        name="typed_result_unpaid",
+        why="what an environment pays in a StepResult of its own is lost",
+        file="openenv/typed_session.py",
+        old="reward=answer.reward if result.reward is None else self._paid(what, result.reward),",
+        new="reward=answer.reward,",
+        tests=(TYPED + "test_a_result_as_clients_have_it_is_unwrapped",),
     ),
 )

@@ -74,6 +74,8 @@ def create_app(
 
     Raises:
         EnvSpecError: Arguments that contradict each other, or more sessions than the environment supports.
+        EnvError: Several sessions are asked for, and ``env``, called to see whether its class supports them,
+            raised.
     """
     if (
         gradio_builder is not None
@@ -154,13 +156,16 @@ def _made(
         if concurrency_config.session_timeout is not None:
             settings = replace(settings, idle_timeout=concurrency_config.session_timeout)
     served = _served(env, action_cls, observation_cls, name, mode, call_seconds)
-    own = served.max_sessions
-    if max_concurrent_envs is not None and own is not None and max_concurrent_envs > own:
-        raise EnvSpecError(
-            f"Environment '{served.name}' is not marked as SUPPORTS_CONCURRENT_SESSIONS: found "
-            f"max_concurrent_envs={max_concurrent_envs}; set it to 1, or mark the class once its instances "
-            "share nothing"
-        )
+    if max_concurrent_envs is not None and max_concurrent_envs > 1:
+        if isinstance(served, TypedEnv):
+            served.known_class()  # What keeps it from being made is told, not taken for a class unmarked.
+        own = served.max_sessions
+        if own is not None and max_concurrent_envs > own:
+            raise EnvSpecError(
+                f"Environment '{served.name}' is not marked as SUPPORTS_CONCURRENT_SESSIONS: found "
+                f"max_concurrent_envs={max_concurrent_envs}; set it to 1, or mark the class once its "
+                "instances share nothing"
+            )
     if max_concurrent_envs is not None:
         settings = replace(settings, max_sessions=max_concurrent_envs)
     return served, replace(settings, mode=mode)

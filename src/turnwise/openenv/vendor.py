@@ -20,10 +20,10 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-import turnwise
 from turnwise.errors import EnvSpecError
 
 NAME = "turnwise"
+PACKAGE = Path(__file__).parents[1]
 HASH_CHARS = 12
 WRITTEN = (1980, 1, 1, 0, 0, 0)
 """Of every file: the same contents are the same wheel, and the same hash in ``uv.lock``."""
@@ -46,6 +46,8 @@ class Wheel:
 class _Project:
     """What a wheel says of what is in it."""
 
+    version: str
+    """Without what `wheel` adds to it."""
     python: str
     requires: tuple[str, ...]
     """With those of extras, as ``Requires-Dist`` has them."""
@@ -60,15 +62,14 @@ def wheel() -> Wheel:
     Raises:
         EnvSpecError: It is neither installed nor in its repository, so that its requirements are not known.
     """
-    package = Path(turnwise.__file__).parent
-    project = _stated(package.parents[1]) or _installed()
+    project = _stated(PACKAGE.parents[1]) or _installed()
     inside = {
-        f"{NAME}/{path.relative_to(package).as_posix()}": path.read_bytes()
-        for path in sorted(package.rglob("*"))
+        f"{NAME}/{path.relative_to(PACKAGE).as_posix()}": path.read_bytes()
+        for path in sorted(PACKAGE.rglob("*"))
         if path.is_file() and path.suffix != ".pyc"
     }
     digest = hashlib.sha256(repr((project, sorted(inside.items()))).encode()).hexdigest()
-    version = f"{turnwise.__version__}+v{digest[:HASH_CHARS]}"
+    version = f"{project.version}+v{digest[:HASH_CHARS]}"
     metadata = [
         "Metadata-Version: 2.1", f"Name: {NAME}", f"Version: {version}", f"Requires-Python: {project.python}",
         *(f"Provides-Extra: {one}" for one in project.extras),
@@ -104,6 +105,7 @@ def _stated(repository: Path) -> _Project | None:
     extras: dict[str, list[str]] = stated.get("optional-dependencies", {})
     requires = [*stated["dependencies"], *(_of(extra, one) for extra in extras for one in extras[extra])]
     return _Project(
+        version=stated["version"],
         python=stated["requires-python"],
         requires=tuple(requires),
         extras=tuple(extras),
@@ -118,11 +120,12 @@ def _installed() -> _Project:
         found = distribution(NAME)
     except PackageNotFoundError as error:
         raise EnvSpecError(
-            f"{Path(turnwise.__file__).parent} is not installed, so that its requirements are not known: "
+            f"{PACKAGE} is not installed, so that its requirements are not known: "
             "`pip install -e .` in its repository"
         ) from error
     scripts = [(one.name, one.value) for one in found.entry_points if one.group == "console_scripts"]
     return _Project(
+        version=found.version.partition("+")[0],
         python=found.metadata["Requires-Python"],
         requires=tuple(found.requires or ()),
         extras=tuple(found.metadata.get_all("Provides-Extra") or ()),

@@ -36,7 +36,7 @@ class DirectWebSocket(WebSocketsSansIOProtocol):
         super().__init__(*args, **kwargs)
         self._short = all(hasattr(self, name) for name in NEEDED)
         if self._short:
-            self.queue: Events = Events()  # type: ignore[assignment]  # All that uvicorn asks of one.
+            self.queue: Events = Events()  # type: ignore[assignment]  # Uvicorn asks no more of one.
         self._direct = False
         self._whole = False
         """Whether the parser waits for the beginning of a message."""
@@ -147,3 +147,6 @@ class Events:
     def empty(self) -> bool:
         """Whether there is none."""
         return not self._items
+
+    def __len__(self) -> int:
+        return len(self._items)

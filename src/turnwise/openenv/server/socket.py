@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from turnwise.errors import EnvError, TurnwiseError, message_of
 from turnwise.openenv import wire
 from turnwise.openenv.served import DEAD
-from turnwise.openenv.server.direct import EXTENSION, DirectWebSocket
+from turnwise.openenv.server.direct import EXTENSION, DirectWebSocket, Events
 from turnwise.openenv.server.sessions import CapacityError, Live, Sessions
 
 NORMAL, POLICY, TOO_BIG = 1000, 1008, 1009
@@ -60,7 +60,7 @@ class Connection:
         self.settings = endpoint.sessions.settings
         self._agents_only = self.settings.mode == "production"
         self._receive, self._send, self._direct = receive, send, direct
-        self._ahead: asyncio.Queue[str | bytes | None]
+        self._ahead: Events
         self._reader: asyncio.Task[None] | None = None
         """Set once requests are read `_ahead`; from then on it alone receives."""
         self._task: asyncio.Task[Any] | None = None
@@ -113,7 +113,7 @@ class Connection:
     async def _play(self, live: Live) -> None:
         rate, max_frame = self.settings.rate, self.settings.max_frame
         while True:
-            text = await (self._hear() if self._reader is None else self._ahead.get())
+            text: str | bytes | None = await (self._hear() if self._reader is None else self._ahead.get())
             if text is None or self._ended:
                 return
             if len(text) > max_frame:
@@ -179,7 +179,7 @@ class Connection:
     def watch(self) -> None:
         """Read ahead from now on, so that a client that leaves is noticed while a call runs."""
         if self._reader is None:
-            self._ahead = asyncio.Queue()
+            self._ahead = Events()
             self._reader = asyncio.ensure_future(self._read())
 
     async def end(self, code: int, reason: str = "") -> None:
@@ -213,7 +213,7 @@ class Connection:
             text = await self._hear()
             self._ahead.put_nowait(text)
             if text is not None:
-                if self._ahead.qsize() <= self.settings.max_ahead:
+                if len(self._ahead) <= self.settings.max_ahead:
                     continue
                 waiting = f"more than {self.settings.max_ahead} requests wait for the one before them"
                 await self._fail("SESSION_ERROR", waiting, closing=POLICY)

@@ -19,6 +19,7 @@ from turnwise.errors import EnvLostError, EnvSpecError
 from turnwise.openenv import GenericEnvClient, MCPToolClient
 from turnwise.openenv.hosted import hosted
 from turnwise.openenv.run import SpaceProvider, StartError, space, space_url
+from turnwise.openenv.scaffold import package_files
 from turnwise.openenv.server.app import create_server_app
 
 PYPROJECT = """
@@ -173,11 +174,16 @@ json.dump(found, open({str(seen)!r}, "w"))
     assert (token, home) == (False, True)
 
 
-@pytest.mark.skipif(space.find_uv() is None, reason="uv is not installed")
+@pytest.mark.parametrize("installer", ["uv", "pip"])
 def test_what_a_package_overrides_is_not_installed(
-    tiny: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installer: str
 ) -> None:
-    """As a new package does with what Turnwise needs for training alone."""
+    """As a new package does with what Turnwise needs for training alone; for pip it lists what is left."""
+    if installer == "pip":
+        monkeypatch.setattr(space, "find_uv", lambda: None)
+        tiny.files["server/requirements.txt"] = b"# nothing\n"
+    elif space.find_uv() is None:
+        pytest.skip("uv is not installed")
     overrides = "[tool.uv]\noverride-dependencies = [\"dependency; python_version < '0'\"]\n"
     tiny.files["pyproject.toml"] = (PYPROJECT + overrides).encode()
     tiny.files["server/app.py"] = (
@@ -188,6 +194,20 @@ def test_what_a_package_overrides_is_not_installed(
     monkeypatch.chdir(tmp_path)
     with SpaceProvider("acme/tiny", cache=Path("relative")) as server:
         assert httpx.get(f"{server.base_url}/given").text == "None"
+
+
+def test_pip_is_told_what_uv_reads_of_a_new_package(tmp_path: Path) -> None:
+    """So that it takes the Turnwise that the package carries, without what trains, and no namesake."""
+    files = package_files("shop", "Shop")
+    for path, data in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(data)
+    (carried,) = (tmp_path / "vendor").iterdir()
+    text = files["pyproject.toml"].decode()
+    assert space.overridden(tmp_path, text) == [str(carried)]
+    (tmp_path / "server/requirements.txt").unlink()
+    assert space.overridden(tmp_path, text) is None
+    assert space.overridden(tmp_path, PYPROJECT) is None
 
 
 def test_what_cannot_be_installed_or_found_is_told(tiny: Space, hub: Hub) -> None:

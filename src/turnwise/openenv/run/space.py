@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -188,7 +189,10 @@ def installed(source: Path, home: Path, stopping: threading.Event, *, editable: 
     venv, done = home / "venv", home / "venv.made-of"
     python = venv / "bin/python"
     text = said.read_text(encoding="utf-8")
-    if python.exists() and done.exists() and done.read_text(encoding="utf-8") == text:
+    made_of = "".join(
+        (source / name).read_text(encoding="utf-8") for name in names if (source / name).exists()
+    )
+    if python.exists() and done.exists() and done.read_text(encoding="utf-8") == made_of:
         return python
     wanted = (
         ["-r", str(said)] if said.suffix == ".txt" else [*(["--editable"] if editable else []), str(source)]
@@ -207,9 +211,43 @@ def installed(source: Path, home: Path, stopping: threading.Event, *, editable: 
         run([uv, "pip", "install", "--directory", str(source), "--python", str(python), *wanted, "uvicorn"])
     else:
         run([sys.executable, "-m", "venv", "--clear", str(venv)])
-        run([str(python), "-m", "pip", "install", "--disable-pip-version-check", *wanted, "uvicorn"])
-    done.write_text(text, encoding="utf-8")
+        pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
+        alone = overridden(source, text) if said.suffix == ".toml" else None
+        if alone is None:
+            run([*pip, *wanted, "uvicorn"])
+        else:
+            run([*pip, "-r", str(source / "server/requirements.txt"), "uvicorn"])
+            run([*pip, "--no-deps", *alone, *wanted])
+    done.write_text(made_of, encoding="utf-8")
     return python
+
+
+def overridden(source: Path, pyproject: str) -> list[str] | None:
+    """What pip installs of a package without requirements, beside ``server/requirements.txt``.
+
+    pip knows nothing of ``[tool.uv]``, where a package may say that some requirements of its requirements are
+    not needed (a server's torch), or which file is one: where it does, and lists what is left, that is taken.
+
+    Args:
+        source: The package.
+        pyproject: Its ``pyproject.toml``.
+
+    Returns:
+        Its own requirements that are left; None where it overrides nothing, or does not list what is needed.
+    """
+    said = tomllib.loads(pyproject)
+    uv = said.get("tool", {}).get("uv", {})
+    dropped = set(map(_name, uv.get("override-dependencies", ())))
+    if not dropped or not (source / "server/requirements.txt").exists():
+        return None
+    files = {_name(name): one["path"] for name, one in uv.get("sources", {}).items() if "path" in one}
+    needed = [one for one in said["project"].get("dependencies", ()) if _name(one) not in dropped]
+    return [str(source / files[_name(one)]) if _name(one) in files else one for one in needed]
+
+
+def _name(requirement: str) -> str:
+    """A requirement's name, as all spellings of it are compared."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement, maxsplit=1)[0]).lower()
 
 
 def installable(pyproject: str) -> bool:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Iterator
 
 import pytest
 from tests.compat.playing import arena_of, play
 from tests.openenv import foreign
+from tests.openenv.containers import until
 from tests.openenv.serving import Serving, as_app, running
 from tests.support.rollouts import call, calls
 
 import turnwise
 from turnwise.compat.environments import PLACEHOLDER, environments, need_a_reward
 from turnwise.errors import ActionError, EnvLostError, EnvSpecError
-from turnwise.openenv.client import background
+from turnwise.openenv import GenericEnvClient
+from turnwise.openenv.client import background, balance
+from turnwise.openenv.server.settings import Settings
 from turnwise.rollout.policies import ScriptedPolicy
 from turnwise.types import Step, StopReason
 
@@ -150,3 +154,41 @@ def test_several_by_name_and_with_arguments(guess: Serving) -> None:
     assert {one.stop_reason for one in group.trajectories} == {StopReason.TERMINATED}
     with pytest.raises(EnvSpecError, match="has its tools there: leave out tools="):
         environments(guess.url, [hint])
+
+
+@pytest.mark.parametrize("kind", ["connect", "generic", "rested"])
+def test_a_forgotten_connection_gives_its_place_back(kind: str) -> None:
+    """A notebook's cell that is run again: what it had made before is held by nobody."""
+    settings = Settings(max_sessions=2, queue=0)
+    with running(as_app("catch", settings, args={"rows": 3})) as server:
+        for seed in range(5):
+            with pytest.warns(ResourceWarning, match=f"unclosed connection to {server.url}"):
+                if kind == "generic":
+                    client = GenericEnvClient(server.url).sync()
+                    client.reset(seed=seed)
+                    del client
+                else:
+                    env = turnwise.connect(server.url).sync()
+                    env.reset(seed=seed)
+                    if (
+                        kind == "rested"
+                    ):  # Between two episodes, when others of this process may take it over.
+                        env.call_tool("move", direction="stay")
+                        assert env.call_tool("move", direction="stay").terminated
+                        env.rewards()
+                    del env
+                gc.collect()
+            until(lambda: not server.sessions.live)
+        until(lambda: not any(one.busy.get(server.url) for one in balance._shared.values()))
+
+
+def test_a_connection_that_was_closed_is_not_told_of(
+    guess: Serving, recwarn: pytest.WarningsRecorder
+) -> None:
+    with turnwise.connect(guess.url).sync() as env:
+        env.reset(seed=1)
+    with GenericEnvClient(guess.url).sync() as client:
+        client.reset(seed=1)
+    del env, client
+    gc.collect()
+    assert not [one for one in recwarn if one.category is ResourceWarning]

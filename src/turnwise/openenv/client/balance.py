@@ -15,6 +15,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from turnwise.errors import EnvError, EnvHungError, EnvLostError, EnvSpecError
 from turnwise.openenv.client.discovery import look
@@ -92,7 +93,8 @@ class Servers:
         self._headers = dict(headers)
         self._told_at = float("-inf")
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._resting: dict[Resting, None] = {}
+        self._resting: WeakKeyDictionary[Resting, None] = WeakKeyDictionary()
+        """A session that nobody else holds is closed, not kept for who waits."""
         self._closing: set[asyncio.Future[Any]] = set()
 
     @property

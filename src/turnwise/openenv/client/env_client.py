@@ -29,11 +29,12 @@ import os
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, NoReturn, Self, TypeVar
 
 from turnwise.errors import ActionError, EnvError, EnvHungError, EnvLostError, EnvSpecError
 from turnwise.openenv.client.address import address, bearer
+from turnwise.openenv.client.forgotten import when_forgotten
 from turnwise.openenv.client.socket import EnvSocket, code_of, message_of, websocket_url
 from turnwise.openenv.client.sync import SyncEnvClient
 from turnwise.openenv.models import StepResult
@@ -101,6 +102,8 @@ class EnvClient(ABC, Generic[ActT, ObsT, StateT]):
             raise EnvSpecError(f"mode={self._mode!r}: a client's is 'simulation' or 'production'")
         self._provider = provider
         self._socket: EnvSocket | None = None
+        self._keep: Callable[[], object] | None = None
+        """Has the connection not closed with this object."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connecting = asyncio.Lock()
         self._begun = False
@@ -201,6 +204,7 @@ class EnvClient(ABC, Generic[ActT, ObsT, StateT]):
             raise ConnectError(
                 f"{error}; is the server running? `turnwise env validate {self._url}` looks closer"
             ) from error
+        self._keep = when_forgotten(self, self._socket)
         self._loop = loop
         return self
 
@@ -208,6 +212,9 @@ class EnvClient(ABC, Generic[ActT, ObsT, StateT]):
         """Close the session; the server that was started for this client stays."""
         socket, self._socket = self._socket, None
         self._begun = False
+        if self._keep is not None:
+            self._keep()
+            self._keep = None
         if socket is None or self._loop is None:
             return
         if self._loop is asyncio.get_running_loop():

@@ -16,7 +16,7 @@ A Turnwise server's sessions are `turnwise.openenv.client.peer`'s.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -30,6 +30,7 @@ from turnwise.envs.validate import ArgumentsError, check_arguments
 from turnwise.errors import EnvError, EnvHungError, EnvLostError, ScoringError
 from turnwise.openenv.client.balance import Servers, servers
 from turnwise.openenv.client.discovery import About, mcp_tools, told
+from turnwise.openenv.client.forgotten import when_forgotten
 from turnwise.openenv.client.observation import Reader, tool_result
 from turnwise.openenv.client.options import Options
 from turnwise.openenv.client.socket import EnvSocket, Reply, code_of
@@ -85,6 +86,8 @@ class RemoteSession:
         self._schemas: dict[str, ToolSchema] = {}
         self._remote, self._limits = remote, limits
         self._socket: EnvSocket | None = None
+        self._keep: Callable[[], object] | None = None
+        """Has its connection not closed with this object."""
         self._closed = False
         self._rpc = 0
         self._reader = Reader(
@@ -98,18 +101,22 @@ class RemoteSession:
         Raises:
             EnvError: As for `turnwise.openenv.client.balance.Servers.open`.
         """
-        if self._socket is not None:
-            self._remote.servers.release(self._socket)
-            self._socket = None
-        self._socket = await self._remote.servers.open(
+        servers = self._remote.servers
+        if (old := self.give_up()) is not None:
+            servers.release(old)
+        self._socket = await servers.open(
             max(QUEUE_SECONDS, self._limits.call_seconds),
             patience=self._remote.options.patience,
             what=f"environment {self._remote.name}",
         )
+        self._keep = when_forgotten(self, self._socket, servers.release)
 
     def give_up(self) -> EnvSocket | None:
         """Leave the connection to another session."""
         socket, self._socket = self._socket, None
+        if self._keep is not None:
+            self._keep()
+            self._keep = None
         return socket
 
     # -- the session protocol ------------------------------------------------------------------------

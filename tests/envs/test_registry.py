@@ -95,6 +95,8 @@ def test_a_class_and_a_spec():
         ("turnwise.envs.base:Evn", "turnwise.envs.base has no 'Evn'; did you mean 'Env'?"),
         ("turnwise.types:Message", "environment Message: Message is no environment: subclass turnwise.Env"),
         ("turnwise.envs.base:Env", "environment Env: Env must define reset"),
+        ("127.0.0.1:8311", "begins with its scheme: http://127.0.0.1:8311"),
+        ("localhost:8000/games", "begins with its scheme: http://localhost:8000/games"),
         ("os:path", "environment path: a module is no environment; name a class"),
         ("os.path:join", r"join\(\) makes no environment: TypeError: join\(\) missing"),
     ],
@@ -111,6 +113,12 @@ def test_names_in_a_file(game, tmp_path):
     empty.write_text("x = 1\n")
     with pytest.raises(EnvSpecError, match=r"say which class, as .*empty\.py:Class; found none"):
         make(str(empty))
+    other = tmp_path / "other.py"
+    other.write_text("from turnwise import Env\nclass Board:\n    def reset(self): ...\nclass Piece: ...\n")
+    for spec in (f"{other}:Nope", str(other)):
+        with pytest.raises(EnvSpecError, match=r"other\.py.*Board$") as told:
+            make(spec)
+        assert "turnwise_env_" not in str(told.value) and "Piece" not in str(told.value)
     broken = tmp_path / "broken.py"
     broken.write_text("import no_such_thing\n")
     for _ in range(2):  # A file that failed to import is not half there afterwards.

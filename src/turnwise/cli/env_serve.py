@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from socket import socket
 
 import typer
+import uvicorn
+from fastapi import FastAPI
 
 from turnwise.envs.registry import named
 from turnwise.errors import EnvSpecError
@@ -57,13 +60,45 @@ def serve(
 
     Raises:
         EnvSpecError: There is no such environment.
+        EnvError: It cannot be made.
+        SystemExit: The port is taken, or there is no such host.
     """
-    import uvicorn
+
+    def listening(port: int) -> None:
+        where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        page = f"page {where}/web" if settings.mode == "simulation" else f"tools {where}/mcp"
+        typer.echo(f"serving {spec} at {where}  ({page}, API {where}/docs)")
+        if settings.token is not None and token is None and not os.environ.get(TOKEN):
+            typer.echo(f"token {settings.token}  (--token sets one, --token none lets everybody in)")
 
     app = create_server_app(served_as(spec, args, settings), settings=settings)
-    where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    page = f"page {where}/web" if settings.mode == "simulation" else f"tools {where}/mcp"
-    typer.echo(f"serving {spec} at {where}  ({page}, API {where}/docs)")
-    if settings.token is not None and token is None and not os.environ.get(TOKEN):
-        typer.echo(f"token {settings.token}  (--token sets one, --token none lets everybody in)")
-    uvicorn.Server(uvicorn_config(app, host=host, port=port, log_level="warning")).run()
+    Server(uvicorn_config(app, host=host, port=port, log_level="warning"), listening).run()
+
+
+class Server(uvicorn.Server):
+    """One that makes an environment before it listens, since who cannot make one has nothing to serve.
+
+    Args:
+        config: Of `uvicorn_config`.
+        listening: Called with the port once it does.
+    """
+
+    def __init__(self, config: uvicorn.Config, listening: Callable[[int], None]) -> None:
+        super().__init__(config)
+        self._listening = listening
+
+    async def serve(self, sockets: list[socket] | None = None) -> None:
+        """As uvicorn does, after that.
+
+        Raises:
+            EnvError: It cannot be made.
+        """
+        app: FastAPI = self.config.app  # type: ignore[assignment]
+        await app.state.sessions.served.metadata()
+        await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        if self.started:
+            self._listening(self.servers[0].sockets[0].getsockname()[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -24,7 +25,13 @@ app.add_typer(vllm.app, name="vllm")
 
 
 def main() -> None:
-    """Entry point: errors that users can cause are one message, not a traceback."""
+    """Entry point: errors that users can cause are one message, not a traceback.
+
+    Environments and rewards named ``pkg.module:Class`` are found from the directory that it runs in, as with
+    ``python -m``.
+    """
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
     try:
         app()
     except TurnwiseError as error:

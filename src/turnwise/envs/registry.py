@@ -202,6 +202,10 @@ def _reference(target: Any) -> str | None:
 
 def _load(reference: str, spec: str) -> Any:
     module_name, _, attribute = reference.partition(":")
+    if attribute.partition("/")[0].isdecimal():
+        raise EnvSpecError(
+            f"environment '{spec}' is no name; a server's address begins with its scheme: http://{spec}"
+        )
     with boundary(EnvSpecError, f"environment '{spec}': importing {module_name}"):
         module = importlib.import_module(module_name)
     return _attribute(module, attribute, spec)
@@ -236,18 +240,30 @@ def _attribute(module: ModuleType, attribute: str, spec: str) -> Any:
         target = getattr(target, part, None)
     if target is None:
         near = difflib.get_close_matches(attribute, dir(module), n=1)
-        classes = [klass.__name__ for klass in _envs_in(module)]
-        hint = f"did you mean '{near[0]}'?" if near else f"environments there: {', '.join(classes) or 'none'}"
-        raise EnvSpecError(f"environment '{spec}': {module.__name__} has no '{attribute}'; {hint}")
+        hint = f"did you mean '{near[0]}'?" if near else f"environments there: {_shaped_in(module) or 'none'}"
+        where = module.__file__ if module in _files.values() else module.__name__
+        raise EnvSpecError(f"environment '{spec}': {where} has no '{attribute}'; {hint}")
     return target
 
 
 def _only_env(module: ModuleType, spec: str) -> type[Env]:
     classes = _envs_in(module)
     if len(classes) != 1:
-        names = ", ".join(klass.__name__ for klass in classes) or "none"
-        raise EnvSpecError(f"environment '{spec}': say which class, as {spec}:Class; found {names}")
+        found = _shaped_in(module) or "none"
+        raise EnvSpecError(f"environment '{spec}': say which class, as {spec}:Class; found {found}")
     return classes[0]
+
+
+def _shaped_in(module: ModuleType) -> str:
+    """Names of the classes there that are environments by their shape: an `Env`, TRL's, OpenEnv's."""
+    shaped = (
+        value.__name__
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and value.__module__ == module.__name__
+        and callable(getattr(value, "reset", None))
+    )
+    return ", ".join(shaped)
 
 
 def _envs_in(module: ModuleType) -> list[type[Env]]:

@@ -14,10 +14,19 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import (
+    BrowserContext,
+    ConsoleMessage,
+    FrameLocator,
+    Page,
+    Playwright,
+    expect,
+    sync_playwright,
+)
 from pydantic import Field
 from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.responses import HTMLResponse
+from starlette.routing import Mount, Route
 from tests.openenv.serving import Serving, as_app, running
 
 from turnwise import images
@@ -77,6 +86,7 @@ class GridAction(models.Action):
 
 class GridObservation(models.Observation):
     board: list[list[int]]
+    pixels: list[list[list[int]]] | None = None
 
 
 class GridState(models.State):
@@ -95,25 +105,38 @@ class Grid:
     def step(self, action: GridAction, timeout_s: float | None = None, **_: Any) -> GridObservation:
         self.state = GridState(step_count=self.state.step_count + 1, column=action.column)
         row = [int(column == action.column) for column in range(7)]
-        return GridObservation(board=[row], reward=action.force, done=action.direction == "DOWN")
+        pixels = (
+            [[[row, column, 255] for column in range(84)] for row in range(84)] if action.column else None
+        )
+        return GridObservation(
+            board=[row], pixels=pixels, reward=action.force, done=action.direction == "DOWN"
+        )
 
     def close(self) -> None: ...
 
 
+ARGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
+
+
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
+def playwright() -> Iterator[Playwright]:
+    expect.set_options(timeout=20_000)
     with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            tmp_path_factory.mktemp("profile"),
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-background-networking", "--disable-component-update"],
-            viewport={"width": 1280, "height": 800},
-            permissions=["clipboard-read", "clipboard-write"],
-        )
-        context.set_default_timeout(20_000)
-        expect.set_options(timeout=20_000)
-        yield context
-        context.close()
+        yield playwright
+
+
+@pytest.fixture(scope="module")
+def browser(playwright: Playwright, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
+    context = playwright.chromium.launch_persistent_context(
+        tmp_path_factory.mktemp("profile"),
+        executable_path=CHROMIUM,
+        args=ARGS,
+        viewport={"width": 1280, "height": 800},
+        permissions=["clipboard-read", "clipboard-write"],
+    )
+    context.set_default_timeout(20_000)
+    yield context
+    context.close()
 
 
 Play = Callable[..., tuple[Page, Serving]]
@@ -130,6 +153,7 @@ def play(browser: BrowserContext) -> Iterator[Play]:
             page = browser.new_page()
             stack.callback(page.close)
             problems: list[str] = []
+            page.on("console", lambda told: problems.extend([told.text] * _unasked(told)))
             page.on("pageerror", lambda error: problems.append(str(error)))
             page.on("request", lambda request: _elsewhere(request.url, server.url, problems))
             pages.append((page, server, problems))
@@ -141,6 +165,11 @@ def play(browser: BrowserContext) -> Iterator[Play]:
         for page, _, problems in pages:
             assert problems == []
             page.close()  # So that the server has no session when it stops.
+
+
+def _unasked(told: ConsoleMessage) -> bool:
+    """Whether a console complains; of a token that is missing it has to."""
+    return told.type in ("error", "warning") and "401" not in told.text
 
 
 def _elsewhere(url: str, home: str, problems: list[str]) -> None:
@@ -303,6 +332,93 @@ def test_a_token_is_asked_for(play: Play) -> None:
     start(page)
     assert any(url.endswith("/ws") for url in asked) and not any("sesame" in url for url in asked)
     assert urlopen(f"{server.url}/web").status == 200
+
+
+@pytest.fixture
+def framed(playwright: Playwright) -> Iterator[Callable[..., tuple[Page, FrameLocator]]]:
+    """The page in a frame of another site, as Hugging Face shows a Space, without storage."""
+    with ExitStack() as stack:
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=[*ARGS, "--test-third-party-cookie-phaseout"]
+        )
+        stack.callback(chromium.close)
+
+        def opened(*, https: bool = False, **settings: Any) -> tuple[Page, FrameLocator]:
+            inner = stack.enter_context(running(as_app("catch", Settings(**settings))))
+            shown = HTMLResponse(f'<iframe src="{inner.url}/web" width="1000" height="700"></iframe>')
+            outer = stack.enter_context(running(Starlette(routes=[Route("/", lambda _: shown)])))
+            # What a proxy with TLS tells a server that trusts it.
+            context = chromium.new_context(extra_http_headers={"X-Forwarded-Proto": "https"} if https else {})
+            stack.callback(context.close)
+            page = context.new_page()
+            page.goto(outer.url.replace("127.0.0.1", "localhost"))
+            return page, page.frame_locator("iframe")
+
+        yield opened
+
+
+def test_in_a_frame_of_another_site_that_has_no_storage(framed: Any) -> None:
+    page, frame = framed()
+    frame.locator("#choices button").first.wait_for()
+    stored = page.frames[1].evaluate("(() => { try { return !!localStorage } catch { return null } })()")
+    assert stored is None  # Else this shows nothing.
+    frame.locator("#reset").click()
+    expect(frame.locator(".entry.environment")).to_contain_text("paddle")
+    frame.locator("#theme").click()
+    expect(frame.locator("html")).to_have_attribute("data-theme", "dark")
+
+
+def test_a_token_in_a_frame_of_another_site(framed: Any) -> None:
+    _, frame = framed(https=True, token="open sesame")
+    frame.locator("#token").fill("open sesame")
+    frame.locator("#token").press("Enter")
+    frame.locator("#choices button").first.wait_for()
+    frame.locator("#reset").click()
+    expect(frame.locator(".entry.environment")).to_contain_text("paddle")
+
+
+def test_a_token_in_a_frame_that_keeps_no_cookie_is_for_a_tab_of_its_own(framed: Any) -> None:
+    page, frame = framed(token="open sesame")
+    frame.locator("#token").fill("open sesame")
+    frame.locator("#token").press("Enter")
+    expect(frame.locator("#alert")).to_contain_text("The token is right")
+    with page.expect_popup() as popup:
+        frame.get_by_role("link", name="Open it in its own tab").click()
+    tab = popup.value
+    tab.fill("#token", "open sesame")
+    tab.keyboard.press("Enter")
+    start(tab)
+
+
+def test_a_long_observation_is_folded_and_leaves_the_action_in_sight(play: Play) -> None:
+    page, _ = play(TypedEnv(Grid, GridAction, GridObservation))
+    start(page)
+    page.select_option("#field-direction", label="UP")
+    page.fill("#field-column", "3")
+    page.keyboard.press("Enter")
+    seen = page.locator(".entry.environment").last
+    seen.get_by_role("button", name="Show all").wait_for()
+    assert seen.inner_text().count("\n") < 40 and seen.locator("span").count() < 500
+    expect(page.locator(".entry.you")).to_be_in_viewport(ratio=1)
+    expect(page.locator(".entry.you")).to_contain_text('GridAction(direction="UP", column=3)')
+    seen.get_by_role("button", name="Show all").click()
+    expect(seen).to_contain_text("[83, 83, 255]")
+    seen.get_by_role("button", name="Show less").click()
+    expect(seen).not_to_contain_text("[83, 83, 255]")
+
+
+def test_of_a_long_text_the_end_is_shown_too(play: Play) -> None:
+    page, _ = play(Zoo)
+    start(page)
+    choose(page, "Reply")
+    page.fill("#field-text", "\n".join(f"turn {number}." for number in range(1, 101)))
+    page.keyboard.press("Enter")
+    seen = page.locator(".entry.environment").last
+    expect(seen).to_contain_text("turn 1.")
+    expect(seen).to_contain_text("turn 100.")
+    expect(seen).not_to_contain_text("turn 50.")
+    seen.get_by_role("button", name="Show all 100 lines").click()
+    expect(seen).to_contain_text("turn 50.")
 
 
 def test_a_lost_connection_is_told_and_another_episode_played(play: Play) -> None:

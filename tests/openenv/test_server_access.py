@@ -90,6 +90,29 @@ def test_a_page_brings_it_once_and_in_a_header(server: Serving) -> None:
         assert browser.get("/metadata", headers={"Origin": "https://evil.example"}).status_code == 403
 
 
+def test_over_https_the_cookie_is_kept_in_frames_of_other_sites(
+    server: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cookie(server: Serving) -> str:
+        headers = {**bearer(), "X-Forwarded-Proto": "https"}
+        return httpx.post(f"{server.url}/web", headers=headers).headers["set-cookie"].lower()
+
+    for attribute in ("httponly", "samesite=none", "secure", "partitioned"):
+        assert f"; {attribute}" in cookie(server)
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "10.0.0.1")  # Not whom this comes from.
+    with running(as_app("echo", Settings(token=TOKEN))) as wary:
+        assert "samesite=strict" in cookie(wary) and "secure" not in cookie(wary)
+
+
+@pytest.mark.parametrize(
+    ("site", "status"), [("same-origin", 200), ("none", 200), ("same-site", 401), ("cross-site", 401)]
+)
+def test_the_cookie_serves_the_pages_own_requests_alone(server: Serving, site: str, status: int) -> None:
+    """Images and links name no origin, and bring it where two frames of one page are of different sites."""
+    brought = {"Cookie": f"turnwise_token={TOKEN}", "Sec-Fetch-Site": site}
+    assert httpx.get(f"{server.url}/state", headers=brought).status_code == status
+
+
 @pytest.mark.parametrize("path", ["/web", "/web/", "/", "/metadata", "/ws"])
 def test_an_address_holds_no_token(server: Serving, path: str) -> None:
     """Those stay in histories and in the logs of proxies."""
@@ -274,7 +297,12 @@ def test_the_command_lets_origins_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command_serves_agents_alone_where_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    monkeypatch.setattr(env_serve, "uvicorn_config", lambda app, **more: made.append(app) or 1 / 0)
+
+    def run(server: env_serve.Server) -> None:
+        made.append(server.config.app)
+        server._listening(8000)
+
+    monkeypatch.setattr(env_serve.Server, "run", run)
     for mode, status in (("simulation", 200), ("production", 404)):
         told = CliRunner().invoke(cli, ["serve", "catch", "--mode", mode])
         assert ("/web" in told.stdout) == (mode == "simulation")

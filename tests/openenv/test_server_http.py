@@ -492,6 +492,7 @@ def test_what_was_shown_is_forgotten_and_what_tasks_name_is_not(monkeypatch: pyt
 
 def test_the_task_api_of_an_environment_without_tasks(client: httpx.Client) -> None:
     assert client.get("/Counter/splits").status_code == 501
+    assert client.get("/list_environments").json() == []
 
 
 def test_production_has_no_controls() -> None:

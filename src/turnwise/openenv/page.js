@@ -18,14 +18,14 @@ let episode = null; // {started, steps: [{action, answer, ms}], messages, reward
 // -- start -------------------------------------------------------------------------------------------
 
 async function start() {
-  for (let tries = 0; ; tries++) {
-    try {
-      about = await getJSON("metadata");
-      break;
-    } catch (error) {
-      if (error.code !== 401) return alert(error.message);
-      await askToken(tries > 0);
-    }
+  try {
+    about = await getJSON("metadata").catch(async (error) => {
+      if (error.code !== 401) throw error;
+      await askToken();
+      return getJSON("metadata");
+    });
+  } catch (error) {
+    return error.code === 401 ? alert(...noCookie()) : alert(error.message);
   }
   ours = about.turnwise ?? null;
   $("name").textContent = about.name ?? "environment";
@@ -84,6 +84,7 @@ function otherChoices(schema, tools) {
 async function askTasks() {
   try {
     const [name] = await getJSON("list_environments");
+    if (name === undefined) return; // It has no tasks.
     task.path = encodeURIComponent(name);
     for (const split of await getJSON(`${task.path}/splits`)) {
       const { num_tasks: count } = await postJSON(`${task.path}/num_tasks`, { split: split.name });
@@ -92,16 +93,26 @@ async function askTasks() {
     }
     $("split-field").hidden = false;
   } catch (error) {
-    if (!(error instanceof WireError)) throw error; // It has no tasks.
+    if (!(error instanceof WireError)) throw error; // A server without the Task API.
   }
 }
 
-async function askToken(again) {
+/** Until it is the right one. */
+async function askToken() {
   const dialog = $("token-dialog");
-  if (again) $("token-why").textContent = "That token was refused. It is what the server was started with.";
-  dialog.showModal();
-  await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
-  await enter($("token").value);
+  for (;;) {
+    dialog.showModal();
+    await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+    if (await enter($("token").value)) return;
+    $("token-why").textContent = "That token was refused. It is what the server was started with.";
+  }
+}
+
+/** What to do where the token was right and the browser does not keep its cookie. */
+function noCookie() {
+  if (window === window.top) return ["The token is right, but this browser keeps no cookies, which the page needs."];
+  const tab = element("a", { href: location.href, target: "_blank", rel: "noopener" }, "Open it in its own tab");
+  return ["The token is right, but the browser keeps no cookie for a page inside of another site. ", tab];
 }
 
 /** What the address asks for: `?split=train&index=3&seed=7`. */
@@ -173,7 +184,7 @@ async function act() {
     return;
   }
   await waiting(async () => {
-    showAction(action);
+    showAction(action, choice.label);
     const begun = performance.now();
     const answer = await session.request({ type: "step", data: action });
     const ms = performance.now() - begun;
@@ -270,15 +281,17 @@ async function waiting(work) {
 function show(what) {
   const list = $("transcript");
   list.append(entry(what));
-  list.lastElementChild.scrollIntoView({ block: "nearest" });
+  // Down to the newest, but not past one's own last action.
+  const from = [...list.querySelectorAll(".entry.you")].at(-1) ?? list.lastElementChild;
+  list.scrollTop = from.offsetTop - list.offsetTop;
 }
 
-function showAction(action) {
+function showAction(action, label) {
   const said = action.type === "reply" || (ours && action.type === undefined) ? action.text ?? action.message : undefined;
-  const parts = [
-    action.type === "call_tool" ? call(action.tool_name, action.arguments ?? {}) : typeof said === "string" ? text(said) : json(action),
-  ];
-  show({ who: "you", kind: "you", parts });
+  const part = action.type === "call_tool" ? call(action.tool_name, action.arguments ?? {})
+    : typeof said === "string" ? text(said)
+    : label === "Raw" ? json(action) : call(label, action);
+  show({ who: "you", kind: "you", parts: [part] });
 }
 
 function showAnswer(answer, who, ms) {
@@ -332,7 +345,8 @@ function drawScore() {
   const limit = ours?.limits.max_turns ? ` of ${ours.limits.max_turns}` : "";
   $("progress").textContent = `${episode.done ? "over after" : "step"} ${episode.steps.length}${limit}`;
   const most = Math.max(...rewards.map(Math.abs), 1e-9);
-  $("bars").replaceChildren(...rewards.slice(-60).map((reward) => {
+  const last = rewards.some(Boolean) ? rewards.slice(-60) : [];
+  $("bars").replaceChildren(...last.map((reward) => {
     const bar = element("i", { className: reward > 0 ? "good" : reward < 0 ? "bad" : "", title: signed(reward) });
     bar.style.height = `${Math.max(Math.abs(reward) / most * 100, 6)}%`;
     return bar;
@@ -373,7 +387,8 @@ function unlock() {
   $("copy").disabled = !episode;
   $("leave").hidden &&= !busy;
   if (!busy) $("leave").hidden = true;
-  $("hint").textContent = playing ? "Enter sends, Shift+Enter is a new line" : episode ? "The episode is over." : "Start an episode first.";
+  const keys = matchMedia("(pointer: coarse)").matches ? "" : "Enter sends, Shift+Enter is a new line";
+  $("hint").textContent = playing ? keys : episode ? "The episode is over." : "Start an episode first.";
   document.body.classList.toggle("over", episode !== null && !playing);
 }
 
@@ -387,9 +402,9 @@ function status(label, className = "") {
   $("connection").lastElementChild.textContent = label;
 }
 
-function alert(message) {
-  $("alert").textContent = message;
-  $("alert").hidden = !message;
+function alert(...parts) {
+  $("alert").replaceChildren(...parts);
+  $("alert").hidden = parts.join("") === "";
 }
 
 async function copy() {
@@ -446,13 +461,15 @@ $("choices").addEventListener("keydown", (event) => {
 });
 
 const THEME = "turnwise-theme";
+// A page inside of another site may be denied storage: then a choice holds until it is closed.
+const storage = (() => { try { return window.localStorage; } catch { return null; } })();
 const paint = (theme) => { document.documentElement.dataset.theme = theme ?? ""; };
-paint(localStorage.getItem(THEME));
+paint(storage?.getItem(THEME));
 $("theme").addEventListener("click", () => {
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
   const shown = document.documentElement.dataset.theme || (dark ? "dark" : "light");
   const next = shown === "dark" ? "light" : "dark";
-  localStorage.setItem(THEME, next);
+  storage?.setItem(THEME, next);
   paint(next);
 });
 

@@ -39,7 +39,7 @@ HEADERS = {
 
 
 def page_routes(
-    enter: Callable[[], Response], *, home: bool, middleware: Sequence[Middleware] = ()
+    enter: Callable[[Request], Response], *, home: bool, middleware: Sequence[Middleware] = ()
 ) -> Sequence[BaseRoute]:
     """Routes of the page and its files; their addresses are relative, so a path prefix is no matter.
 
@@ -49,8 +49,8 @@ def page_routes(
         middleware: Of each route.
     """
 
-    async def entered(_: Request) -> Response:
-        return enter()
+    async def entered(request: Request) -> Response:
+        return enter(request)
 
     routes = [
         Route("/web", _page, middleware=middleware),

@@ -70,11 +70,11 @@ function field(name, schema, required) {
   const { input, read, fill } = control(schema, required);
   Object.assign(input, { id, name });
   const range = bounds(schema);
-  const notes = [schema.description, range, required ? "" : "optional"].filter(Boolean).join(" · ");
+  const notes = [schema.description, range].filter(Boolean).join(" · ");
   const help = element("small", { id: `${id}-help` }, notes);
   input.setAttribute("aria-describedby", help.id);
   if (required && input.type !== "checkbox") input.setAttribute("aria-required", "true");
-  const label = element("label", { htmlFor: id }, name);
+  const label = element("label", { htmlFor: id }, name, required ? null : element("small", {}, "optional"));
   const node = element("div", { className: `field ${input.type === "checkbox" ? "check" : ""} ${input.tagName === "TEXTAREA" ? "wide" : ""}` }, label, input, help);
   fill(schema.default ?? undefined);
   return {

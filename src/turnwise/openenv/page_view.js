@@ -26,13 +26,52 @@ export function imageOf(value) {
 
 export const picture = (src) => element("img", { src, alt: "image from the environment" });
 
-export const text = (value) => element("pre", {}, value);
+const MOST = { lines: 40, characters: 4000 };
+/** Of what is longer only this much is shown, so that an observation leaves the action before it in sight. */
+const LESS = { lines: 14, characters: 1400 };
+
+/** What is folded until a button is pressed; `less` places the button itself. */
+function folded(label, less, all) {
+  const box = element("div", { className: "fold" });
+  const draw = (open) => {
+    const toggle = () => { draw(!open); box.querySelector(".more").focus(); };
+    const button = element("button", { type: "button", className: "more", "aria-expanded": String(open), onclick: toggle }, open ? "Show less" : label);
+    box.replaceChildren(...(open ? [all(), button] : less(button)));
+  };
+  draw(false);
+  return box;
+}
+
+/** Text as it is. Of a long one the beginning and, as histories end with what is new, the end. */
+export function text(value) {
+  const whole = String(value);
+  const lines = whole.split("\n");
+  const all = () => element("pre", {}, whole);
+  if (lines.length <= MOST.lines && whole.length <= MOST.characters) return all();
+  const [most, room] = [LESS.lines / 2, LESS.characters / 2];
+  const begin = lines.slice(0, most).join("\n").slice(0, room);
+  const end = lines.slice(-most).join("\n").slice(-room);
+  const label = lines.length > MOST.lines ? `Show all ${lines.length} lines` : `Show all ${whole.length} characters`;
+  return folded(label, (button) => [element("pre", {}, begin), button, element("pre", {}, end)], all);
+}
 
 /** Any JSON value, indented, its images shown. */
 export function json(value) {
+  const [node, whole] = written(value, MOST);
+  if (whole) return node;
+  return folded("Show all", (button) => [written(value, LESS)[0], button], () => written(value)[0]);
+}
+
+/** As elements, and whether it is all of it. */
+function written(value, most = { lines: Infinity, characters: Infinity }) {
+  let { lines: left, characters: room } = most;
   const images = [];
   const lines = element("code");
-  const put = (className, content) => lines.append(element("span", { className }, content));
+  const put = (className, content) => {
+    lines.append(element("span", { className }, content.slice(0, room)));
+    room -= content.length;
+  };
+  const full = () => left < 0 || room < 0;
   const write = (item, indent) => {
     const image = imageOf(item);
     if (image) {
@@ -50,16 +89,20 @@ export function json(value) {
     const flat = list && item.every((one) => one === null || (typeof one !== "object" && String(one).length < 24));
     const inner = `${indent}  `;
     lines.append(open);
-    entries.forEach(([key, one], at) => {
+    for (const [at, [key, one]] of entries.entries()) {
+      if (!flat) left -= 1;
+      if (full()) return;
       lines.append(flat ? (at ? " " : "") : `\n${inner}`);
       if (key !== null) { put("key", key); lines.append(": "); }
       write(one, inner);
+      if (full()) return;
       if (at < entries.length - 1) lines.append(",");
-    });
+    }
     lines.append(flat ? close : `\n${indent}${close}`);
   };
   write(value, "");
-  return element("div", { className: "json" }, element("pre", {}, lines), ...images);
+  if (full()) lines.append(" …");
+  return [element("div", { className: "json" }, element("pre", {}, lines), ...images), !full()];
 }
 
 /** A message's content: text, or blocks of text and images. */

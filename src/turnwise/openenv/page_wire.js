@@ -23,11 +23,14 @@ export const postJSON = (path, body) =>
   http(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 
 /**
- * Trade the server's token for its cookie, which sockets bring too; a wrong one changes nothing.
+ * Trade the server's token for its cookie, which sockets bring too; false if it is a wrong one.
  * It goes in a header: addresses stay in histories and logs.
  */
-export const enter = (token) =>
-  fetch(address("web"), { method: "POST", headers: { Authorization: `Bearer ${token}` }, cache: "no-store" });
+export async function enter(token) {
+  const response = await fetch(address("web"), { method: "POST", headers: { Authorization: `Bearer ${token}` }, cache: "no-store" });
+  if (!response.ok && response.status !== 401) throw new WireError(response.status, `the token: HTTP ${response.status}`);
+  return response.ok;
+}
 
 /** One session: it lives as long as its socket. */
 export class Session {

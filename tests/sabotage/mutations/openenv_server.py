@@ -115,6 +115,14 @@ MUTATIONS: tuple[Mutation, ...] = (
         tests=(f"{ACCESS}::test_a_name_that_points_here_makes_no_page_ours",),
     ),
     Mutation(
+        name="any_frame_may_use_the_cookie",
+        why="a frame beside the page's on a third site reads states by its token",
+        file="openenv/server/access.py",
+        old='own = origin is not None or headers.get(b"sec-fetch-site", "none") in ("same-origin", "none")',
+        new="own = True",
+        tests=(f"{ACCESS}::test_the_cookie_serves_the_pages_own_requests_alone",),
+    ),
+    Mutation(
         name="seeds_are_rounded",
         why="a whole number beyond 64 bits reaches the environment as a float next to it",
         file="openenv/wire.py",

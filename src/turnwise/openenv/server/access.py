@@ -2,8 +2,10 @@
 
 ``/health`` answers anybody. A program brings ``Authorization: Bearer TOKEN``. So does the page at ``/web``,
 once: it trades the token that its reader types for a cookie (`enter`), since no browser lets a page give a
-WebSocket a header, and a token in an address would stay in histories and logs. A request that names another
-origin is refused, token or not, so that no page somebody happens to visit plays here. Where
+WebSocket a header, and a token in an address would stay in histories and logs. Over https that cookie is kept
+in a frame of another site too (Hugging Face shows a Space in one), in which it serves the page's own requests
+alone. A request that names another origin is refused, token or not, so that no page somebody happens to visit
+plays here. Where
 this machine alone connects and no token is asked for, requests must name it by a name of its own too: a name
 that somebody points at 127.0.0.1 would make any page this server's own.
 """
@@ -15,6 +17,7 @@ import ipaddress
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -82,7 +85,9 @@ class Guard:
         scheme, _, brought = headers.get(b"authorization", "").partition(" ")
         if scheme.lower() == "bearer" and _same(brought.strip(), token):
             return None
-        if _same(_cookie(headers.get(b"cookie", "")), token):
+        # One of another site brings the cookie too, where both are frames of a third.
+        own = origin is not None or headers.get(b"sec-fetch-site", "none") in ("same-origin", "none")
+        if own and _same(_cookie(headers.get(b"cookie", "")), token):
             return None
         if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and page:
             return None  # The page says nothing by itself, and asks for the token.
@@ -131,11 +136,21 @@ class Access:
             await _refuse_socket(scope, refusal, receive, send)
 
 
-def enter(settings: Settings) -> Response:
-    """The answer to a page that brought the token: its cookie, which no script and no other site can use."""
+def enter(settings: Settings, request: Request) -> Response:
+    """The answer to a page that brought the token: its cookie, which no script and no other site can use.
+
+    By https, also as uvicorn has it from ``X-Forwarded-Proto`` of the proxies that it trusts (those of
+    ``FORWARDED_ALLOW_IPS``, 127.0.0.1 if not set), browsers keep it in frames too, apart for each site that
+    shows one (CHIPS, https://github.com/privacycg/CHIPS). Without https they keep none there.
+    """
     entered = Response(status_code=204)
-    if settings.token is not None:
+    if settings.token is None:
+        return entered
+    if request.url.scheme != "https":
         entered.set_cookie(COOKIE, settings.token, httponly=True, samesite="strict")
+        return entered
+    entered.set_cookie(COOKIE, settings.token, httponly=True, samesite="none", secure=True)
+    entered.headers["set-cookie"] += "; Partitioned"  # `http.cookies` knows it from Python 3.14 on.
     return entered
 
 

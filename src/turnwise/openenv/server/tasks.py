@@ -1,6 +1,6 @@
 """The Task API: which episodes there are, for whoever picks them by ``reset(split=…, index=…)``.
 
-    GET  /list_environments        ["catch"]
+    GET  /list_environments        ["catch"], or nothing of one without tasks
     GET  /catch/splits             [{"name": "train", "type": "train"}, …]
     POST /catch/num_tasks          {"split": "test"}                          -> {"num_tasks": 500}
     POST /catch/task               {"split": "test", "index": 12}             -> {"task": {…}}
@@ -76,9 +76,9 @@ def task_router(served: Served, route: type[APIRoute]) -> APIRouter:
         ours = "turnwise" in await served.metadata()
         return [_task(split, index, found[index]) if ours else found[index] for index in indices]
 
-    @router.get("/list_environments", summary="The environment's name, alone in a list")
+    @router.get("/list_environments", summary="The environment's name, if it has tasks")
     async def list_environments() -> list[str]:
-        return [served.name]
+        return [served.name] if await asyncio.to_thread(served.splits) else []
 
     @router.get("/{env_name}/splits", summary="Names of the splits")
     async def splits(env_name: Name) -> list[dict[str, str]]:

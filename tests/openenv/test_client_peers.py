@@ -240,7 +240,7 @@ def test_args_are_the_servers_own(url: str) -> None:
 def test_a_token() -> None:
     with running(as_app(Fair, Settings(token="open sesame"))) as server:
         for args in ({}, {"token": "shut"}):
-            with pytest.raises(EnvSpecError, match=r"HTTP 401: it wants a token; give it as args.token"):
+            with pytest.raises(EnvSpecError, match=r"HTTP 401: it wants a token, .* args.token in a recipe"):
                 make(server.url, args=args)
 
         async def main() -> None:

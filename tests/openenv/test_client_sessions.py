@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,9 +20,12 @@ from turnwise.envs.session import Session
 from turnwise.errors import ActionError, EnvError, EnvHungError, EnvSpecError
 from turnwise.openenv.client import balance, remote
 from turnwise.openenv.client.actions import action_schema, typed_action, typed_actions
+from turnwise.openenv.client.observation import Reader
 from turnwise.openenv.client.options import Options
 from turnwise.openenv.client.remote import RemoteSpec, discover
 from turnwise.openenv.client.session import RemoteSession
+from turnwise.openenv.server.create import create_app
+from turnwise.openenv.server.settings import Settings
 from turnwise.openenv.typed import TypedEnv
 from turnwise.types import Message, Step, ToolCall
 
@@ -298,8 +302,55 @@ def test_wrong_args(guess: Serving, args: dict[str, Any], problem: str) -> None:
 
 
 def test_a_field_that_is_not_there(guess: Serving) -> None:
+    with pytest.raises(
+        EnvSpecError, match=r"args.show: the observation has no field 'board'; it has text, left"
+    ):
+        spec_of(guess, show=["text", "board"])
+
+
+def test_a_field_that_an_observation_lacks() -> None:
+    """Which no schema told of before."""
     with pytest.raises(EnvError, match=r"no field 'board', which args.show names; it has text, left"):
-        played(spec_of(guess, show="board"))
+        Reader(("board",), cumulative=False, what="it").read({"text": "", "left": 1}, None)
+
+
+class Untold:
+    """A server whose schemas cannot be made, as of an observation that holds an array."""
+
+    def __init__(self, app: Any, status: int = 500) -> None:
+        self.app, self.status = app, status
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope.get("path") != "/schema":
+            await self.app(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": self.status, "headers": []})
+        await send({"type": "http.response.body", "body": b"Internal Server Error"})
+
+
+def test_a_server_that_tells_no_schema_is_played_by_its_tools_or_by_replies(shop: Serving) -> None:
+    with running(Untold(foreign.shop_app())) as server:
+        spec = spec_of(server)
+        assert [tool.name for tool in spec.tools] == [tool.name for tool in spec_of(shop).tools]
+    with running(Untold(foreign.chatter_app())) as server:
+        told = played(spec_of(server, reply="message", show="messages", cumulative=True), "hi")
+        assert "hi" in str(told[1].observation)
+        began = time.monotonic()
+        with pytest.raises(
+            EnvSpecError, match=r"GET /schema: HTTP 500, and it lists no MCP tools.*args.reply"
+        ):
+            spec_of(server)
+        assert time.monotonic() - began < 5, "it is no matter of patience"
+    with running(Untold(foreign.chatter_app(), 503)) as server, pytest.raises(EnvSpecError, match="HTTP 503"):
+        spec_of(server, patience=0.2)
+
+
+@pytest.mark.parametrize("env", ["catch", foreign.Guess])
+def test_what_agents_alone_may_play_is_told_before_an_episode(env: Any) -> None:
+    settings = Settings(mode="production")
+    app = create_app(env, mode="production") if env is foreign.Guess else as_app(env, settings)
+    with running(app) as server, pytest.raises(EnvSpecError, match="production mode"):
+        spec_of(server, patience=0.2)
 
 
 def test_fingerprints_follow_what_is_shown_and_not_the_address(guess: Serving, chatter: Serving) -> None:

@@ -223,7 +223,7 @@ def test_headers_go_to_no_other_server(path: str) -> None:
 
         async def leading(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
-            to = f"Location: {'ws' if path == '/ws' else 'http'}://127.0.0.1:{port_of(away)}{path}\r\n"
+            to = f"Location: {'ws' if path == '/ws' else 'http'}://me:s3cret@127.0.0.1:{port_of(away)}{path}\r\n"
             writer.write(f"HTTP/1.1 307 Temporary Redirect\r\n{to}Content-Length: 0\r\n\r\n".encode())
             writer.close()
 

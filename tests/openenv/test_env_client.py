@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel, Field
+from tests.openenv.serving import as_app, running
 
 from turnwise.errors import ActionError, EnvHungError, EnvSpecError
 from turnwise.openenv import (
@@ -38,6 +39,7 @@ from turnwise.openenv.client.env_client import ConnectError, ReplyTimeoutError, 
 from turnwise.openenv.client.mcp_client import ToolCallError
 from turnwise.openenv.client.socket import EnvSocket
 from turnwise.openenv.run import ProcessProvider, StartError
+from turnwise.openenv.server.settings import Settings
 
 SERVER = """
 import time
@@ -410,6 +412,20 @@ def test_a_lost_connection_ends_the_episode_and_no_more(folder: Path) -> None:
             await asyncio.to_thread(server.stop)
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize(
+    ("token", "path", "told"),
+    [
+        ("open sesame", "", "HTTP 401: the server wants a token.*token= in Python"),
+        (None, "/no", "HTTP 403 at /ws: a wrong path"),
+    ],
+)
+def test_who_is_not_let_in_is_told_what_to_do(token: str | None, path: str, told: str) -> None:
+    with running(as_app("catch", Settings(token=token), {"rows": 3})) as server:
+        with pytest.raises(ConnectError, match=told) as refused:
+            GenericEnvClient(server.url + path).sync().reset()
+        assert "is the server running" not in str(refused.value)
 
 
 def test_a_full_server_is_waited_for(url: str) -> None:

@@ -340,6 +340,8 @@ def _check(reply: Reply, url: str) -> None:
     code = code_of(reply)
     if code == "CAPACITY_REACHED":
         raise _FullError(message_of(reply))
+    if code == "UNKNOWN_TYPE":
+        raise RefusedError(f"{url} keeps episodes to itself, as in production mode: {message_of(reply)}")
     if code in ("FACTORY_ERROR", "SESSION_ERROR"):
         raise _BrokenError(f"{url}: no environment was made: {message_of(reply)}")
 

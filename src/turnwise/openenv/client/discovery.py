@@ -19,13 +19,16 @@ import httpx
 
 from turnwise.errors import EnvLostError, EnvSpecError
 from turnwise.openenv.client.actions import TypedAction, action_schema, is_mcp, mapping, members, untitled
-from turnwise.openenv.client.socket import EnvSocket, is_loopback, message_of, same_server
+from turnwise.openenv.client.refused import FORBIDDEN, GIVE_TOKEN
+from turnwise.openenv.client.socket import EnvSocket, is_loopback, message_of, same_server, unsigned
 from turnwise.openenv.wire import PROTOCOL
 from turnwise.types import ToolSchema
 
 HTTP_SECONDS = 30.0
 """A server may make an environment to answer."""
 MOST_REDIRECTS = 5
+BESIDE = ("done", "reward", "metadata")
+"""Fields of an observation that are sent beside it, or not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,10 @@ class About:
     """A hash of all this and of the schemas."""
     action: Mapping[str, Any] = field(default_factory=dict)
     """JSON schema of its actions."""
+    untold: str | None = None
+    """Why that is not known: what ``/schema`` was answered with, on a server that is well otherwise."""
+    shown: tuple[str, ...] | None = None
+    """Fields of its observations; None where they are not known beforehand."""
 
     @property
     def speaks_mcp(self) -> bool:
@@ -89,20 +96,31 @@ async def look(url: str, headers: Mapping[str, str]) -> About:
     metadata = mapping(found)
     name = str(metadata.get("name") or "env")
     ours = metadata.get("turnwise")
-    if isinstance(ours, Mapping):
-        return _peer(name, metadata, ours, url)
     async with httpx.AsyncClient(**http(url, headers)) as client:
-        schemas = mapping(_json(await _response(client, "/schema")))
-        tasks_path = await _tasks_path(client, name) if schemas else None
-    if not schemas:
+        if isinstance(ours, Mapping):
+            # Which answers, if only that it takes no GET, wherever anybody but agents may play.
+            if (await _response(client, "/reset", optional=True)).status_code == 404:
+                raise EnvSpecError(
+                    f"{url} is in production mode: agents have its tools at /mcp, and nobody resets it; "
+                    "play on a server without `--mode production`"
+                )
+            return _peer(name, metadata, ours, url)
+        # A schema that cannot be made, as of a field that is an array, does not keep a server from playing.
+        response = await _response(client, "/schema", optional=bool(metadata))
+        schemas = mapping(_json(response))
+        untold = f"GET /schema: HTTP {response.status_code}" if response.status_code >= 500 else None
+        tasks_path = await _tasks_path(client, name) if schemas or untold else None
+    if not schemas and untold is None:
         raise EnvSpecError(f"{url}: there is neither /metadata nor /schema: no OpenEnv server, or one of 0.1")
-    action = action_schema(schemas.get("action", {}), url)
+    action = {} if untold else action_schema(schemas.get("action", {}), url)
     return About(
         name=name,
         url=url,
         description=str(metadata.get("description") or ""),
         peer=False,
         action=action,
+        untold=untold,
+        shown=_fields(mapping(schemas.get("observation"))),
         tasks_path=tasks_path,
         identity=_hash([name, metadata.get("version"), action, schemas.get("observation")]),
     )
@@ -169,6 +187,12 @@ def _peer(name: str, metadata: Mapping[str, Any], ours: Mapping[str, Any], url: 
     )
 
 
+def _fields(schema: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Names in an observation, as it is sent, by its schema; None where that leaves others open."""
+    names = [name for name in mapping(schema.get("properties")) if name not in BESIDE]
+    return None if schema.get("additionalProperties", True) else tuple(names)
+
+
 async def _settled(url: str, headers: Mapping[str, str]) -> tuple[str, Any]:
     """The address that a server's redirects lead to, and its metadata; other hosts are sent no headers."""
     for _ in range(MOST_REDIRECTS):
@@ -176,7 +200,7 @@ async def _settled(url: str, headers: Mapping[str, str]) -> tuple[str, Any]:
             response = await _response(client, "/metadata")
         if not response.has_redirect_location:
             return url, _json(response)
-        to = str(response.url.join(response.headers["location"]))
+        to = unsigned(str(response.url.join(response.headers["location"])))
         if not (same_server(url, to) and to.endswith("/metadata")):
             raise EnvSpecError(f"{url} leads to {to}; if that is the server that you mean, give its address")
         url = to.removesuffix("/metadata")
@@ -198,8 +222,10 @@ async def _response(client: httpx.AsyncClient, path: str, *, optional: bool = Fa
         response = await client.get(path)
     except httpx.HTTPError as cause:
         raise EnvLostError(f"{url}{path}: {cause or type(cause).__name__}") from cause
-    if response.status_code in (401, 403):
-        raise EnvSpecError(f"{url}: HTTP {response.status_code}: it wants a token; give it as args.token")
+    if response.status_code == 401:
+        raise EnvSpecError(f"{url}: HTTP 401: it wants a token, or another one: {GIVE_TOKEN}")
+    if response.status_code == 403:
+        raise EnvSpecError(f"{url}{path}: HTTP 403: {FORBIDDEN}")
     status = response.status_code
     if status in (429, 502, 503, 504) or (status >= 500 and not optional):
         raise EnvLostError(f"{url}{path}: HTTP {status}")

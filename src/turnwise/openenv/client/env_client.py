@@ -35,7 +35,7 @@ from typing import Any, Generic, NoReturn, Self, TypeVar
 from turnwise.errors import ActionError, EnvError, EnvHungError, EnvLostError, EnvSpecError
 from turnwise.openenv.client.address import address, bearer
 from turnwise.openenv.client.forgotten import when_forgotten
-from turnwise.openenv.client.socket import EnvSocket, code_of, message_of, websocket_url
+from turnwise.openenv.client.socket import EnvSocket, RefusedError, code_of, message_of, websocket_url
 from turnwise.openenv.client.sync import SyncEnvClient
 from turnwise.openenv.models import StepResult
 from turnwise.openenv.run.launch import run_image, run_space_here, run_space_image
@@ -200,6 +200,8 @@ class EnvClient(ABC, Generic[ActT, ObsT, StateT]):
                 headers=self._headers,
                 max_bytes=self._max_message_bytes,
             )
+        except RefusedError as error:
+            raise ConnectError(str(error)) from error
         except EnvLostError as error:
             raise ConnectError(
                 f"{error}; is the server running? `turnwise env validate {self._url}` looks closer"

@@ -226,6 +226,7 @@ async def _with_tools(
 ) -> About:
     """MCP tools, asked for on a session of its own; else the one tool that stands for its actions."""
     if options.reply is not None:
+        _check_shown(about, options)
         return replace(about, typed=(_reply_action(about, options.reply, urls[0]),))
     alike = servers(urls, headers, about.identity, seen)
     try:
@@ -240,15 +241,36 @@ async def _with_tools(
         tools = await mcp_tools(socket, about, seconds=LISTING_SECONDS)
     finally:
         await alike.release(socket)
-    if tools is not None and about.speaks_mcp:
+    if tools is not None and about.speaks_mcp and (tools or about.untold is None):
         return replace(about, tools=tools)
+    if about.untold is not None:
+        raise EnvSpecError(
+            f"{urls[0]}: {about.untold}, and it lists no MCP tools, so that its actions are not known; "
+            "mend the environment's models, or name the action's field of text in args.reply"
+        )
+    _check_shown(about, options)
     typed = typed_actions(about.action, urls[0])
     if both := {tool.name for tool in tools or ()} & {one.schema.name for one in typed}:
         raise EnvSpecError(f"{urls[0]}: a tool and the action are both called '{both.pop()}'")
     return replace(about, tools=tools or (), typed=typed, calls="mcp")
 
 
+def _check_shown(about: About, options: Options) -> None:
+    """Raises `EnvSpecError` if ``args.show`` names what no observation of typed actions has."""
+    unknown = [name for name in options.shown if about.shown is not None and name not in about.shown]
+    if unknown:
+        raise EnvSpecError(
+            f"args.show: the observation has no field '{unknown[0]}'; it has {', '.join(about.shown or ())}"
+        )
+
+
 def _reply_action(about: About, field: str, url: str) -> TypedAction:
+    if about.untold is not None:
+        text = {"type": "object", "properties": {field: {"type": "string"}}, "required": [field]}
+        return TypedAction(
+            schema=ToolSchema(name="act", description="Act in the environment.", parameters=text),
+            constants={},
+        )
     typed = typed_actions(about.action, url)
     having = [one for one in typed if field in one.schema.parameters["properties"]]
     if not having:

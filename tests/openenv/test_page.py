@@ -87,6 +87,7 @@ class GridAction(models.Action):
 class GridObservation(models.Observation):
     board: list[list[int]]
     pixels: list[list[list[int]]] | None = None
+    history: str = ""
 
 
 class GridState(models.State):
@@ -109,7 +110,11 @@ class Grid:
             [[[row, column, 255] for column in range(84)] for row in range(84)] if action.column else None
         )
         return GridObservation(
-            board=[row], pixels=pixels, reward=action.force, done=action.direction == "DOWN"
+            board=[row],
+            pixels=pixels,
+            history="".join(f"turn {turn}\n" for turn in range(1, 100)) if action.column else "",
+            reward=action.force,
+            done=action.direction == "DOWN",
         )
 
     def close(self) -> None: ...
@@ -397,11 +402,13 @@ def test_a_long_observation_is_folded_and_leaves_the_action_in_sight(play: Play)
     page.fill("#field-column", "3")
     page.keyboard.press("Enter")
     seen = page.locator(".entry.environment").last
-    seen.get_by_role("button", name="Show all").wait_for()
+    seen.get_by_role("button", name="Show all", exact=True).wait_for()
     assert seen.inner_text().count("\n") < 40 and seen.locator("span").count() < 500
+    expect(seen.locator(".page")).to_contain_text("turn 99")
+    expect(seen.locator(".page")).not_to_contain_text("turn 50")
     expect(page.locator(".entry.you")).to_be_in_viewport(ratio=1)
     expect(page.locator(".entry.you")).to_contain_text('GridAction(direction="UP", column=3)')
-    seen.get_by_role("button", name="Show all").click()
+    seen.get_by_role("button", name="Show all", exact=True).click()
     expect(seen).to_contain_text("[83, 83, 255]")
     seen.get_by_role("button", name="Show less").click()
     expect(seen).not_to_contain_text("[83, 83, 255]")

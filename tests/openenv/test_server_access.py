@@ -306,6 +306,7 @@ def test_the_command_serves_agents_alone_where_it_is_told_to(monkeypatch: pytest
     for mode, status in (("simulation", 200), ("production", 404)):
         told = CliRunner().invoke(cli, ["serve", "catch", "--mode", mode])
         assert ("/web" in told.stdout) == (mode == "simulation")
+        assert ("agents connect to http://127.0.0.1:8000/mcp" in told.stdout) == (mode == "production")
         with TestClient(made.pop(), base_url="http://localhost") as http:
             assert http.post("/reset").status_code == http.get("/state").status_code == status
             listed = http.post("/mcp", json={"jsonrpc": "2.0", "method": "tools/list", "id": 1}).json()

@@ -66,7 +66,7 @@ def serve(
 
     def listening(port: int) -> None:
         where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        page = f"page {where}/web" if settings.mode == "simulation" else f"tools {where}/mcp"
+        page = f"page {where}/web" if settings.mode == "simulation" else f"agents connect to {where}/mcp"
         typer.echo(f"serving {spec} at {where}  ({page}, API {where}/docs)")
         if settings.token is not None and token is None and not os.environ.get(TOKEN):
             typer.echo(f"token {settings.token}  (--token sets one, --token none lets everybody in)")

@@ -320,8 +320,13 @@ function seen({ observation = {}, metadata = {} }) {
   const fields = Object.entries(observation);
   if (fields.length === 1 && typeof fields[0][1] === "string" && !imageOf(fields[0][1])) return [text(fields[0][1])];
   const images = fields.filter(([, value]) => imageOf(value));
-  const rest = fields.filter(([, value]) => !imageOf(value));
-  return [...images.map(([, value]) => picture(imageOf(value))), ...(rest.length || !images.length ? [json(Object.fromEntries(rest))] : [])];
+  const pages = fields.filter(([, value]) => typeof value === "string" && value.includes("\n") && !imageOf(value));
+  const rest = fields.filter((field) => !images.includes(field) && !pages.includes(field));
+  return [
+    ...images.map(([, value]) => picture(imageOf(value))),
+    ...(rest.length || !fields.length ? [json(Object.fromEntries(rest))] : []),
+    ...pages.map(([key, value]) => element("div", { className: "page" }, element("small", {}, key), text(value))),
+  ];
 }
 
 function showEnd({ metadata = {} }) {

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
-from pydantic import Field
+from pydantic import Field, field_validator
 from tests.openenv.serving import running
 from typer.testing import CliRunner
 
@@ -332,19 +332,18 @@ def test_the_command_prints_a_table_or_json_and_tells_by_its_exit_code() -> None
 
 
 def test_an_action_can_be_given() -> None:
-    class Picky(Adder):
-        def step(self, action: Any, timeout_s: float | None = None, **more: Any) -> Total:
-            if action.number != 2:
-                raise ValueError("two, please")
-            return super().step(action)
-
-    app = create_app(Picky, Action, Total, env_name="picky")
-
     class Two(Action):
         number: int
 
-    app = create_app(Picky, Two, Total, env_name="picky")
-    assert outcomes(look(app, sessions=2)).keys() == {"step"}
+        @field_validator("number")
+        @classmethod
+        def two(cls, number: int) -> int:
+            if number != 2:
+                raise ValueError("two, please")
+            return number
+
+    app = create_app(Adder, Two, Total, env_name="picky")
+    assert outcomes(look(app, sessions=2)).items() >= {"step": "warning", "seed_repeats": "skipped"}.items()
     assert outcomes(look(app, sessions=2, action={"number": 2})) == {}
     assert read_action('{"number": 2}') == {"number": 2} and read_action(None) is None
     for text, said in (("{", "is no JSON"), ("[1]", "is an object")):
@@ -353,6 +352,20 @@ def test_an_action_can_be_given() -> None:
     assert target_of("127.0.0.1:8000") == "127.0.0.1:8000"
     with pytest.raises(EnvSpecError, match="no folder, and no address"):
         target_of("no-such-folder")
+
+
+def test_an_environment_that_raises_is_an_error_and_nothing_is_said_of_its_seeds() -> None:
+    class Raising(Adder):
+        def step(self, action: Any, timeout_s: float | None = None, **more: Any) -> Total:
+            raise RuntimeError("no board")
+
+    report = look(create_app(Raising, Add, Total, env_name="raising"), sessions=2)
+    wrong = {one.id: one for one in report.findings if one.outcome != "ok"}
+    assert not report.ok and {id: one.outcome for id, one in wrong.items()} == {
+        "step": "error", "seed_repeats": "skipped", "isolation": "skipped",
+    }  # fmt: skip
+    assert "the environment raised:" in wrong["step"].found and "no board" in wrong["step"].found
+    assert "--action" not in wrong["step"].advice and "EXECUTION_ERROR" in wrong["seed_repeats"].found
 
 
 def test_actions_are_sampled_from_schemas() -> None:

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from turnwise.errors import EnvError
 from turnwise.openenv.client.socket import EnvSocket
 from turnwise.openenv.validate.conformance import short
-from turnwise.openenv.validate.player import Player
+from turnwise.openenv.validate.player import Player, failed
 from turnwise.openenv.validate.report import Outcome, Report
 
 STEPS = 4
@@ -19,21 +19,30 @@ DROPS = 2
 
 
 async def check_seeds(report: Report, player: Player) -> bool:
-    """Episodes of one seed are the same; whether they are, so that others can be compared with them."""
+    """Episodes of one seed are the same; whether they are, so that others can be compared with them.
+
+    Those in which no step was answered are not compared: they show nothing of what a step does.
+    """
     async with player.session() as socket:
         alone = [await player.episode(socket, seed, steps=STEPS) for seed in SEEDS]
         again = await player.episode(socket, SEEDS[0], steps=STEPS)
         moved = [await player.episode(socket, seed, steps=STEPS, moves=0) for seed in SEEDS]
     async with player.session() as other:
         fresh = await player.episode(other, SEEDS[0], steps=STEPS)
-    repeats = fresh == alone[0]
-    report.add(
-        "seed_repeats", "seeds", "ok" if repeats else "error",
-        f"seed {SEEDS[0]} in another session: {difference(alone[0], fresh)}",
-        "take `seed` in reset() and draw from a generator made of it alone: the siblings of a group must "
-        "start from the same state",
-    )  # fmt: skip
-    if repeats:
+    repeats, acted = fresh == alone[0], any(len(episode) > 2 or not failed(episode[-1]) for episode in alone)
+    if repeats and not acted:
+        report.add(
+            "seed_repeats", "seeds", "skipped",
+            f"no step was answered but by {alone[0][-1]}: there is nothing to compare",
+        )  # fmt: skip
+    else:
+        report.add(
+            "seed_repeats", "seeds", "ok" if repeats else "error",
+            f"seed {SEEDS[0]} in another session: {difference(alone[0], fresh)}",
+            "take `seed` in reset() and draw from a generator made of it alone: the siblings of a group must "
+            "start from the same state",
+        )  # fmt: skip
+    if repeats and acted:
         clean = again == alone[0]
         report.add(
             "reset_clears", "seeds", "ok" if clean else "error",
@@ -46,7 +55,7 @@ async def check_seeds(report: Report, player: Player) -> bool:
         f"{len(SEEDS)} seeds and the same {STEPS} actions gave {kinds} different episodes",
         "the seed changes nothing that was seen: every episode may be the same task",
     )  # fmt: skip
-    return repeats
+    return repeats and acted
 
 
 async def check_concurrency(report: Report, player: Player, *, sessions: int, comparable: bool) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
 
 from turnwise.errors import said
-from turnwise.openenv.client.socket import code_of, is_loopback, websocket_url
+from turnwise.openenv.client.socket import code_of, is_loopback, message_of, websocket_url
 from turnwise.openenv.models import RESERVED_TOOL_NAMES
 from turnwise.openenv.validate.player import Player, Reply, data_of
 from turnwise.openenv.validate.report import Report
@@ -119,11 +120,7 @@ async def check_frames(report: Report, player: Player) -> bool:
         await player.reset(socket, 0)
         (action,) = player.actions(0, 1)
         reply = await player.ask(socket, "step", action)
-        taken = reply.get("type") == "observation"
-        report.add(
-            "step", "conformance", "ok" if taken else "warning", f"step {short(action)}: {short(reply)}",
-            "the sampled action was not taken: give one that is, with --action '{…}'",
-        )  # fmt: skip
+        check_step(report, action, reply)
         refused = await player.ask(socket, "step", {"no_such_field_of_any_action": 1})
         report.add(
             "bad_action", "conformance", "ok" if code_of(refused) == "VALIDATION_ERROR" else "warning",
@@ -138,6 +135,30 @@ async def check_frames(report: Report, player: Player) -> bool:
         )  # fmt: skip
     await check_garbage(report, player)
     return True
+
+
+def check_step(report: Report, action: Mapping[str, Any], reply: Reply) -> None:
+    """How a step was answered whose action is as the schema has it."""
+    found = f"step {short(action)}: {short(reply)}"
+    code = code_of(reply)
+    if reply.get("type") == "observation":
+        report.add("step", "conformance", "ok", found)
+    elif code == "VALIDATION_ERROR":
+        report.add(
+            "step", "conformance", "warning", found,
+            "the sampled action was not taken: give one that is, with --action '{…}'",
+        )  # fmt: skip
+    elif code == "EXECUTION_ERROR":
+        report.add(
+            "step", "conformance", "error",
+            f"step {short(action)}: the environment raised: {message_of(reply)}",
+            "mend it; what a policy does wrong is to be answered by an observation, or by VALIDATION_ERROR",
+        )  # fmt: skip
+    else:
+        report.add(
+            "step", "conformance", "error", found,
+            "answer a step with {observation: {…}, reward: number or null, done: bool}",
+        )  # fmt: skip
 
 
 async def check_tools(report: Report, player: Player, reply: Reply) -> None:

@@ -16,6 +16,7 @@ from turnwise.openenv.client.socket import EnvSocket
 from turnwise.openenv.validate.sample import sample
 
 Reply = dict[str, Any]
+ERROR = "error "
 NOTICE_SECONDS = 0.05
 """How soon a server says that it is full."""
 
@@ -124,9 +125,14 @@ def shown(reply: Reply) -> str:
     """What a policy could see of a reply, as text; ids and times, which always differ, are left out."""
     data = data_of(reply)
     if reply.get("type") == "error":
-        return f"error {data.get('code')}"
+        return f"{ERROR}{data.get('code')}"
     seen = {name: data.get(name) for name in ("observation", "reward", "done")}
     return json.dumps(_without_ids(seen), sort_keys=True)
+
+
+def failed(seen: str) -> bool:
+    """Whether what was `shown` is an error frame."""
+    return seen.startswith(ERROR)
 
 
 def _without_ids(value: Any) -> Any:

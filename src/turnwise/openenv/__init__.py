@@ -16,11 +16,20 @@ if TYPE_CHECKING:
     from turnwise.openenv.client.generic import GenericAction, GenericEnvClient
     from turnwise.openenv.client.mcp_client import MCPToolClient
     from turnwise.openenv.client.sync import SyncEnvClient
-    from turnwise.openenv.environment import Environment, MCPEnvironment, Transform
+    from turnwise.openenv.environment import (
+        CompositeTransform,
+        Environment,
+        MCPEnvironment,
+        ModelTokenizer,
+        NullTransform,
+        Transform,
+        load_environment_metadata,
+    )
     from turnwise.openenv.models import (
         Action,
         CallToolAction,
         CallToolObservation,
+        CodeExecResult,
         ConcurrencyConfig,
         EnvironmentMetadata,
         ListToolsAction,
@@ -32,9 +41,12 @@ if TYPE_CHECKING:
         Tool,
         ToolError,
         ToolErrorType,
+        serialize_observation,
     )
+    from turnwise.openenv.rubric import ExponentialDiscountingTrajectoryRubric, Rubric, TrajectoryRubric
     from turnwise.openenv.run.docker import LocalDockerProvider
     from turnwise.openenv.run.process import ProcessProvider
+    from turnwise.openenv.run.provider import ContainerProvider
     from turnwise.openenv.run.space import SpaceProvider
     from turnwise.openenv.server.create import HTTPEnvServer, create_app, create_fastapi_app
 
@@ -43,14 +55,20 @@ WHERE = {
     "client.generic": ("GenericAction", "GenericEnvClient"),
     "client.mcp_client": ("MCPToolClient",),
     "client.sync": ("SyncEnvClient",),
-    "environment": ("Environment", "MCPEnvironment", "Transform"),
+    "environment": (
+        *("CompositeTransform", "Environment", "MCPEnvironment", "ModelTokenizer", "NullTransform"),
+        *("Transform", "load_environment_metadata"),
+    ),
     "models": (
-        *("Action", "CallToolAction", "CallToolObservation", "ConcurrencyConfig", "EnvironmentMetadata"),
+        *("Action", "CallToolAction", "CallToolObservation", "CodeExecResult", "ConcurrencyConfig"),
+        *("EnvironmentMetadata", "serialize_observation"),
         *("ListToolsAction", "ListToolsObservation", "Message", "Observation", "State", "StepResult"),
         *("Tool", "ToolError", "ToolErrorType"),
     ),
     "run.docker": ("LocalDockerProvider",),
+    "rubric": ("ExponentialDiscountingTrajectoryRubric", "Rubric", "TrajectoryRubric"),
     "run.process": ("ProcessProvider",),
+    "run.provider": ("ContainerProvider",),
     "run.space": ("SpaceProvider",),
     "server.create": ("HTTPEnvServer", "create_app", "create_fastapi_app"),
 }
@@ -59,10 +77,14 @@ __all__ = [
     "Action",
     "CallToolAction",
     "CallToolObservation",
+    "CodeExecResult",
+    "CompositeTransform",
     "ConcurrencyConfig",
+    "ContainerProvider",
     "EnvClient",
     "Environment",
     "EnvironmentMetadata",
+    "ExponentialDiscountingTrajectoryRubric",
     "GenericAction",
     "GenericEnvClient",
     "HTTPEnvServer",
@@ -72,8 +94,11 @@ __all__ = [
     "MCPEnvironment",
     "MCPToolClient",
     "Message",
+    "ModelTokenizer",
+    "NullTransform",
     "Observation",
     "ProcessProvider",
+    "Rubric",
     "SpaceProvider",
     "State",
     "StepResult",
@@ -81,9 +106,12 @@ __all__ = [
     "Tool",
     "ToolError",
     "ToolErrorType",
+    "TrajectoryRubric",
     "Transform",
     "create_app",
     "create_fastapi_app",
+    "load_environment_metadata",
+    "serialize_observation",
 ]
 
 

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Generic, Literal, TypeVar, get_args
+from pathlib import Path
+from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 
 from turnwise.envs.tools import Tool as OwnTool
 from turnwise.envs.tools import function_tool
@@ -34,6 +36,7 @@ from turnwise.openenv.models import (
     EnvironmentMetadata,
     ListToolsAction,
     ListToolsObservation,
+    Message,
     Observation,
     State,
     Tool,
@@ -57,6 +60,45 @@ class Transform(ABC, Generic[ObsT]):
     @abstractmethod
     def __call__(self, observation: ObsT) -> ObsT:
         """The observation that is sent in place of ``observation``."""
+
+
+class CompositeTransform(Transform[Any]):
+    """Several, one after another."""
+
+    def __init__(self, transforms: list[Transform[Any]]) -> None:
+        self.transforms = transforms
+
+    def __call__(self, observation: Any) -> Any:
+        """What the last one makes of what the others made."""
+        for transform in self.transforms:
+            observation = transform(observation)
+        return observation
+
+
+class NullTransform(Transform[Any]):
+    """None at all."""
+
+    def __call__(self, observation: Any) -> Any:
+        """The same."""
+        return observation
+
+
+class ModelTokenizer(Protocol):
+    """What chat environments ask of a tokenizer; those of ``transformers`` have it."""
+
+    def apply_chat_template(
+        self,
+        conversation: list[Message],
+        tokenize: bool = True,
+        return_tensors: str | None = None,
+        **more: Any,
+    ) -> Any:
+        """Messages as the model's text, or its tokens."""
+        ...
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **more: Any) -> str:
+        """Tokens as text."""
+        ...
 
 
 class Environment(ABC, Generic[ActT, ObsT, StateT]):
@@ -237,6 +279,26 @@ class MCPEnvironment(Environment[Any, Any, Any]):
     async def _beside(self, function: Callable[[], Any]) -> Any:
         """Off the loop: the server that hosts the environment puts its one thread here."""
         return await asyncio.to_thread(function)
+
+
+def load_environment_metadata(env: Any, env_name: str | None = None) -> EnvironmentMetadata:
+    """What an instance says of itself; of a class or a function, its name and the README there is.
+
+    That is ``/app/README.md``, the file that ``ENV_README_PATH`` names, or ``src/envs/<env_name>/README.md``.
+    """
+    if not (inspect.isclass(env) or inspect.isroutine(env)) and hasattr(env, "get_metadata"):
+        metadata: EnvironmentMetadata = env.get_metadata()
+        return metadata
+    own = getattr(env, "__name__", type(env).__name__)
+    described = env_name or own if inspect.isroutine(env) else own
+    places = ["/app/README.md", os.environ.get("ENV_README_PATH", "")]
+    places += [f"src/envs/{env_name}/README.md"] if env_name else []
+    return EnvironmentMetadata(
+        name=env_name or own,
+        description=f"{described} environment",
+        version="1.0.0",
+        readme_content=next((Path(at).read_text("utf-8") for at in places if Path(at).is_file()), None),
+    )
 
 
 class _NoToolError(LookupError):

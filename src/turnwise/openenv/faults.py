@@ -36,7 +36,8 @@ def tell(what: str, raised: BaseException) -> None:
     place = (type(raised).__name__, file, line)
     _counts[place] += 1
     if _counts[place] == 1:
-        log.warning("%s%s", what, "" if isinstance(raised, TurnwiseError) else f"\n{describe(raised).rstrip()}")
+        where = "" if isinstance(raised, TurnwiseError) else "\n" + describe(raised).rstrip()
+        log.warning("%s%s", what, where)
     elif str(_counts[place]).strip("0") == "1":
         log.warning("%s (%d times so far)", what, _counts[place])
 

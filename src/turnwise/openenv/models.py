@@ -58,6 +58,28 @@ class State(BaseModel):
     """Steps taken in it."""
 
 
+def serialize_observation(observation: Observation) -> dict[str, Any]:
+    """An observation as it is sent: ``{"observation": …, "reward": …, "done": …}``, without metadata."""
+    return {
+        "observation": observation.model_dump(exclude={"reward", "done", "metadata"}),
+        "reward": observation.reward,
+        "done": observation.done,
+    }
+
+
+class CodeExecResult(BaseModel):
+    """What a program that was run has left."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    stdout: str
+    """What it printed."""
+    stderr: str
+    """What it complained of."""
+    exit_code: int
+    """0 where all went well."""
+
+
 class EnvironmentMetadata(BaseModel):
     """What ``GET /metadata`` answers."""
 

@@ -14,6 +14,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from turnwise.errors import EnvHungError, EnvLostError, EnvSpecError
 from turnwise.openenv.client.discovery import look
 from turnwise.openenv.client.socket import EnvSocket, RefusedError, base_url, is_loopback, same_server
+from turnwise.openenv.frames import between_messages
 
 Answers = Callable[[ServerConnection], Awaitable[None]]
 
@@ -121,6 +122,36 @@ def test_pieces_make_one_reply() -> None:
         async with connected(answers) as socket:
             for _ in range(3):
                 assert await ask(socket, 1) == "ä" * 1000
+
+    asyncio.run(main())
+
+
+def test_whole_frames_pass_the_parser_by_and_others_in_between_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def answers(connection: ServerConnection) -> None:
+        async for message in connection:
+            if json.loads(message)["type"] == "close":
+                return
+            number = json.loads(message)["data"]["number"]
+            reply = frame("observation", number)
+            if number % 10 == 3:
+                await connection.ping()
+            await connection.send([reply[:5], reply[5:]] if number % 10 == 7 else reply)
+
+    parsed = []
+
+    def between(protocol: Any) -> bool:
+        parsed.append(protocol)
+        return between_messages(protocol)
+
+    monkeypatch.setattr("turnwise.openenv.client.line.between_messages", between)
+
+    async def main() -> None:
+        async with connected(answers) as socket:
+            assert [await ask(socket, number) for number in range(100)] == list(range(100))
+            # The handshake; ten pings and ten replies in two or three pieces; nothing else.
+            assert 10 <= len(parsed) <= 60
 
     asyncio.run(main())
 

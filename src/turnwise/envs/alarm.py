@@ -23,12 +23,17 @@ class Alarm:
         self._due: float | None = None
         self._call: Callable[[], object]
 
+    @property
+    def is_set(self) -> bool:
+        """Whether there is a deadline."""
+        return self._due is not None
+
     def set(self, seconds: float, call: Callable[[], object]) -> None:
         """Call back in ``seconds``, on the running loop, in place of what was set before."""
         loop = asyncio.get_running_loop()
         self._due, self._call = loop.time() + seconds, call
         if self._timer is None or self._loop is not loop or self._when > self._due:
-            self.stop()
+            self._disarm()
             self._arm(loop, self._due)
 
     def clear(self) -> None:
@@ -38,6 +43,10 @@ class Alarm:
 
     def stop(self) -> None:
         """Take the timer away too; on the loop."""
+        self.clear()
+        self._disarm()
+
+    def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -38,13 +38,7 @@ class PeerSession(RemoteSession):
         """Answer a reply."""
         what = self._what("step")
         data = await self._answered({"type": "reply", "text": reply.text}, what)
-        told = self._messages(data, what)
-        observation: Content | list[Message] = list(told)
-        if not told:
-            observation = ""
-        elif len(told) == 1 and told[0] == Message.user(told[0].content):
-            observation = told[0].content
-        return self._step(observation, data["metadata"])
+        return self._step(self._observation(data, what), data["metadata"])
 
     async def reward(self) -> dict[str, float | None]:
         """The environment's own rewards: those that came with the end, else asked for."""
@@ -115,6 +109,17 @@ class PeerSession(RemoteSession):
         if reply["type"] == "error":
             raise failure(reply, self._what(method))
         return reply["data"]
+
+    def _observation(self, data: Mapping[str, Any], what: str) -> Content | list[Message]:
+        """What the environment's own step returned: text and blocks came as one user message."""
+        text = data["observation"]["text"]
+        plain = [{"role": "user", "content": text}]
+        if isinstance(text, str) and text and data["observation"]["messages"] == plain:
+            return text  # As nearly always.
+        told = self._messages(data, what)
+        if len(told) == 1 and told[0] == Message.user(told[0].content):
+            return told[0].content
+        return list(told) or ""
 
     def _messages(self, data: Mapping[str, Any], what: str) -> tuple[Message, ...]:
         told = data["observation"]["messages"]

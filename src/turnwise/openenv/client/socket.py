@@ -14,43 +14,35 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
-import logging
 import re
-from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import orjson
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
 from websockets.exceptions import (
     ConnectionClosed,
     InvalidHandshake,
     InvalidMessage,
-    InvalidState,
     InvalidStatus,
-    PayloadTooBig,
     WebSocketException,
 )
-from websockets.frames import DATA_OPCODES, Frame
-from websockets.protocol import State
 
+from turnwise.envs.alarm import Alarm
 from turnwise.errors import EnvHungError, EnvLostError, EnvSpecError
-
-log = logging.getLogger(__name__)
+from turnwise.openenv.client.line import Line, LostError
+from turnwise.openenv.client.line import Reply as Reply
+from turnwise.openenv.client.line import code_of as code_of
+from turnwise.openenv.client.line import message_of as message_of
+from turnwise.openenv.client.refused import FORBIDDEN, GIVE_TOKEN
 
 MAX_MESSAGE = 100 << 20
 """Bytes of one message from a server."""
 PING_SECONDS, PONG_SECONDS = 20.0, 60.0
 """A server whose loop is busy, as while it makes another environment, may answer a ping late."""
 CLOSE_SECONDS = 2.0
-ANSWERS = {
-    "reset": "observation", "step": "observation", "state": "state", "mcp": "mcp", "turnwise": "turnwise",
-}  # fmt: skip
-"""What each kind of request is answered with, beside ``error``."""
-
-Reply = dict[str, Any]
 
 
 class RefusedError(EnvLostError):
@@ -60,9 +52,10 @@ class RefusedError(EnvLostError):
 class EnvSocket:
     """One session of a server; made by `open`, of the event loop that it was opened on."""
 
-    def __init__(self, url: str, line: _Line) -> None:
+    def __init__(self, url: str, line: Line) -> None:
         self.url = url
         self._line = line
+        self._alarm = Alarm()
 
     @classmethod
     async def open(
@@ -88,7 +81,7 @@ class EnvSocket:
         try:
             line = await _Connect(
                 websocket_url(url),
-                create_connection=_Line,
+                create_connection=Line,
                 additional_headers=dict(headers or {}),
                 compression=None,  # It costs more time than a loopback or a data centre's network saves.
                 proxy=None if is_loopback(url) else True,
@@ -109,7 +102,8 @@ class EnvSocket:
             raise RefusedError(f"{url}: no WebSocket at /ws: {cause}") from cause
         except (OSError, TimeoutError, WebSocketException) as cause:
             raise EnvLostError(f"{url}: no connection: {cause or type(cause).__name__}") from cause
-        assert isinstance(line, _Line)
+        assert isinstance(line, Line)
+        line.most = max_bytes
         return cls(url, line)
 
     @property
@@ -139,15 +133,16 @@ class EnvSocket:
             raise EnvLostError(f"{self.url}: {line.gone}")
         kind: str = message["type"]
         future = line.put(_written(message), kind)
-        timer = line.loop.call_later(seconds, _expire, future, seconds)
+        alarm = Alarm() if self._alarm.is_set else self._alarm  # Requests come one after another as a rule.
+        alarm.set(seconds, partial(_expire, future, seconds))
         try:
             reply = await future
-        except _LostError as lost:
+        except LostError as lost:
             raise EnvLostError(f"{self.url}: {lost}") from lost.__cause__
         except TimeoutError:
             raise EnvHungError(f"{self.url}: no answer to {kind} within {seconds:g} s") from None
         finally:
-            timer.cancel()
+            (alarm.clear if alarm is self._alarm else alarm.stop)()
         return reply
 
     async def pings(self, seconds: float) -> bool:
@@ -166,6 +161,7 @@ class EnvSocket:
     async def close(self) -> None:
         """Say goodbye and close, within bounds. Never raises; may be called twice."""
         line = self._line
+        self._alarm.stop()
         if self.usable:
             # The server ends the session and then closes; where it is busy, only the latter is asked of it.
             line.say(b'{"type":"close"}')
@@ -181,104 +177,9 @@ class _Connect(connect):
         return exc if isinstance(to, str) and not same_server(self.uri, to) else to
 
 
-class _LostError(Exception):
-    """The connection went while a request was under way."""
-
-
 def _expire(future: asyncio.Future[Reply], seconds: float) -> None:
     if not future.done():
         future.set_exception(TimeoutError(seconds))
-
-
-class _Line(ClientConnection):
-    """The connection itself: hands each message to the future that has waited longest.
-
-    Overrides what gives messages to ``recv``: a queue, a task's wake-up and a lock for each would cost more
-    than all the rest of a request.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.waiting: deque[tuple[str, asyncio.Future[Reply]]] = deque()
-        self.notice: Reply | None = None
-        self.lost: str | None = None
-        """Why nothing can be asked any more."""
-        self._parts: list[bytes] = []
-
-    @property
-    def gone(self) -> str | None:
-        """Why nothing can be asked; also while the connection is being closed."""
-        return self.lost or (None if self.protocol.state is State.OPEN else _told_close(self, None))
-
-    def put(self, message: bytes, kind: str) -> asyncio.Future[Reply]:
-        """Send a request; the future of its reply."""
-        future: asyncio.Future[Reply] = self.loop.create_future()
-        self.waiting.append((kind, future))
-        self.say(message)
-        return future
-
-    def say(self, message: bytes) -> None:
-        """Send what is not answered; while the connection closes, nothing: `connection_lost` tells."""
-        with suppress(InvalidState):
-            self.protocol.send_text(message)
-        self.send_data()
-
-    def process_event(self, event: Any) -> None:
-        """A frame has arrived."""
-        if self.response is None or event.opcode not in DATA_OPCODES:
-            super().process_event(event)
-            return
-        assert isinstance(event, Frame)
-        if self._parts or not event.fin:
-            self._parts.append(bytes(event.data))
-            if event.fin:
-                whole = b"".join(self._parts)
-                self._parts = []
-                self._arrived(whole)
-            return
-        self._arrived(event.data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The socket is gone, and with it all that was under way."""
-        super().connection_lost(exc)
-        self._lose(_told_close(self, exc), exc)
-
-    def _arrived(self, data: Any) -> None:
-        if self.lost is not None:
-            return
-        reply = _parsed(data)
-        if reply is None:
-            self._distrust(f"the server sent no JSON object: {bytes(data[:60])!r}")
-            return
-        kind = reply.get("type")
-        if not self.waiting:
-            if kind == "error":
-                self.notice = reply  # Sent before it closes: no place, no environment.
-            else:
-                self._distrust(f"the server sent a frame of type {kind!r:.40} that nobody asked for")
-            return
-        asked, future = self.waiting[0]
-        if kind not in (ANSWERS.get(asked), "error"):
-            self._distrust(f"a {asked} was answered with a frame of type {kind!r:.40}")
-            return
-        self.waiting.popleft()
-        if not future.done():
-            future.set_result(reply)
-
-    def _distrust(self, why: str) -> None:
-        log.warning("%s; the connection is closed", why)
-        self._lose(why, None)
-        if self.transport is not None:
-            self.transport.abort()
-
-    def _lose(self, why: str, cause: BaseException | None) -> None:
-        self.lost = self.lost or why
-        while self.waiting:
-            _, future = self.waiting.popleft()
-            if not future.done():
-                lost = _LostError(self.lost)
-                lost.__cause__ = cause
-                future.set_exception(lost)
 
 
 def _written(message: Mapping[str, Any]) -> bytes:
@@ -288,44 +189,11 @@ def _written(message: Mapping[str, Any]) -> bytes:
         return json.dumps(message).encode()
 
 
-def _parsed(data: Any) -> Reply | None:
-    try:
-        reply = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        try:  # Python's own writer, which many servers use, writes NaN.
-            reply = json.loads(bytes(data), parse_constant=lambda _: None)
-        except ValueError:
-            return None
-    return reply if isinstance(reply, dict) else None
-
-
-def _told_close(line: _Line, exc: Exception | None) -> str:
-    if line.notice is not None:
-        return f"the server closed the session: {message_of(line.notice)}"
-    if isinstance(long := line.protocol.parser_exc, PayloadTooBig):
-        return f"the server sent a longer message than is taken ({long}); see EnvClient(max_message_size_mb=)"
-    if exc is not None:
-        return f"the connection was lost: {exc or type(exc).__name__}"
-    code, reason = line.close_code, line.close_reason
-    return f"the connection was closed (code {code}{': ' + reason if reason else ''})"
-
-
-def code_of(reply: Mapping[str, Any]) -> str | None:
-    """The code of an error frame; None of one that has none, and of any other."""
-    data = reply.get("data")
-    code = data.get("code") if reply.get("type") == "error" and isinstance(data, Mapping) else None
-    return None if code is None else str(code)
-
-
-def message_of(error: Mapping[str, Any]) -> str:
-    """What an error frame says."""
-    data = error.get("data")
-    return str(data.get("message", data)) if isinstance(data, Mapping) else str(data)
-
-
 def _told_status(url: str, status: int) -> str:
-    if status in (401, 403):
-        return f"{url}: HTTP {status}: the server wants a token, or another one: give it as args.token"
+    if status == 401:
+        return f"{url}: HTTP 401: the server wants a token, or another one: {GIVE_TOKEN}"
+    if status == 403:
+        return f"{url}: HTTP 403 at /ws: {FORBIDDEN}"
     if status == 404:
         return f"{url}: HTTP 404 at /ws: no OpenEnv server, or one older than 0.2"
     if 300 <= status < 400:

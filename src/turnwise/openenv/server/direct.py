@@ -15,16 +15,10 @@ from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 
-try:
-    from websockets.speedups import apply_mask
-except ImportError:  # Built without its C extension.
-    from websockets.utils import apply_mask
+from turnwise.openenv.frames import between_messages, read_client_frame, server_frame
 
 EXTENSION = "turnwise.direct"
 """Of the scope: the protocol itself."""
-TEXT = 0x81
-"""First byte of a whole, uncompressed text frame (RFC 6455, 5.2)."""
-MASKED = 0x80
 NEEDED = ("close_sent", "conn", "disconnected", "frames", "read_paused", "transport", "writable")
 """Of uvicorn's protocol; they are no promise of it, and 0.53 is the first that has all."""
 
@@ -59,15 +53,10 @@ class DirectWebSocket(WebSocketsSansIOProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the client: one text frame as a rule."""
-        size = len(data)
-        if self._whole and size > 6 and data[0] == TEXT:
-            length, at = data[1] - MASKED, 6
-            if length == 126:
-                length, at = (data[2] << 8) | data[3], 8
-            elif length == 127:
-                length, at = int.from_bytes(data[2:10], "big"), 14
-            if at + length == size and length <= self._max_size:
-                self._deliver(apply_mask(data[at:], data[at - 4 : at]))
+        if self._whole:
+            text = read_client_frame(data, self._max_size)
+            if text is not None:
+                self._deliver(text)
                 return
         super().data_received(data)
         if self._direct:
@@ -76,10 +65,7 @@ class DirectWebSocket(WebSocketsSansIOProtocol):
     def _between_messages(self) -> bool:
         if self.frames:
             return False  # A message of several fragments has begun.
-        waiting: Any = self.conn.parser
-        while waiting.gi_yieldfrom is not None:
-            waiting = waiting.gi_yieldfrom
-        return bool(waiting.__name__ == "at_eof")  # Anywhere else it is inside of a frame.
+        return between_messages(self.conn)
 
     def _deliver(self, text: bytes) -> None:
         if self.close_sent:
@@ -106,14 +92,7 @@ class DirectWebSocket(WebSocketsSansIOProtocol):
             await self.writable.wait()
         if self.disconnected or self.close_sent or self.transport.is_closing():
             raise ClientDisconnected
-        size = len(text)
-        if size < 126:
-            head = bytes((TEXT, size))
-        elif size < 65536:
-            head = bytes((TEXT, 126, size >> 8, size & 0xFF))
-        else:
-            head = b"\x81\x7f" + size.to_bytes(8, "big")
-        self.transport.write(head + text)
+        self.transport.write(server_frame(text))
 
 
 class Events:

@@ -141,6 +141,12 @@ def test_escape_sequences_of_an_environment_are_shown_and_not_obeyed(tmp_path):
     assert "␛[2Jgone [red]?[/red]" in out and "\x1b[2J" not in out
 
 
+@pytest.mark.parametrize("command", ["check", "play"])
+def test_help_says_that_a_server_will_do(command):
+    _, out = run(command, "--help")
+    assert "http://127.0.0.1:8000" in out
+
+
 def test_check_says_what_it_found_and_exits_by_it(tmp_path):
     code, out = run("check", "catch", "--arg", "rows=6")
     assert code == 0

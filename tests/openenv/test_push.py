@@ -126,9 +126,15 @@ def test_who_is_not_known_is_told_to_log_in(hub: Hub, folder: Path, monkeypatch:
 
 
 def test_a_dry_run_sends_nothing(hub: Hub, folder: Path) -> None:
+    with (folder / "openenv.yaml").open("a") as manifest:
+        manifest.write("variables: {A: 0, SIZE: 8}\n")
     done = cli(str(folder), "--dry-run", "--var", "A=1", "--secret", "B=hidden")
     assert done.returncode == 0, done.stderr
-    assert {"Dockerfile", "environment.py", "variable A", "secret B"} <= set(done.stdout.splitlines())
+    told = {"variable A, of --var", "variable SIZE, of openenv.yaml", "secret B, of --secret"}
+    assert {"Space YOUR-NAME/web_shop", "Dockerfile", "environment.py", *told} <= set(
+        done.stdout.splitlines()
+    )
+    assert cli(str(folder), "--dry-run", "-r", "acme/shop").stdout.startswith("Space acme/shop\n")
     assert "hidden" not in done.stdout and not hub.spaces
     done = cli(str(folder), "--secret", "=nobody-may-see")
     assert done.returncode != 0 and "--secret number 1 is not KEY=VALUE" in done.stderr

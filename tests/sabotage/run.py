@@ -35,7 +35,7 @@ from tests.sabotage.mutation import Mutation
 from tests.sabotage.mutations import MUTATIONS
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("src", "tests", "recipes", "examples", "docs", "pyproject.toml", "README.md")
+PARTS = ("src", "tests", "recipes", "examples", "docs", "pyproject.toml", "README.md", "LICENSE")
 """What a copy holds: everything that a test may read."""
 
 Outcome = Literal["caught", "survived", "broken"]

@@ -29,6 +29,14 @@ Spec = Annotated[
         metavar="SPEC",
     ),
 ]
+SpecOrUrl = Annotated[
+    str,
+    typer.Argument(
+        help="An environment: catch, reasoning_gym:chain_sum, package.module:Class, path.py:Class, or the "
+        "address of a server: http://127.0.0.1:8000.",
+        metavar="SPEC|URL",
+    ),
+]
 Args = Annotated[
     list[str] | None,
     typer.Option("--arg", "-a", help="An argument of the environment, as KEY=VALUE; may be repeated."),
@@ -83,7 +91,7 @@ def list_environments(
 
 @app.command("check")
 def check_environment(
-    spec: Spec,
+    spec: SpecOrUrl,
     arg: Args = None,
     episodes: Annotated[int, typer.Option(help="Tasks of each split to play.", min=1)] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the scripted players.")] = 0,
@@ -100,7 +108,7 @@ def check_environment(
 
 @app.command("play")
 def play_environment(
-    spec: Spec,
+    spec: SpecOrUrl,
     arg: Args = None,
     split: Annotated[str, typer.Option(help="train or test.")] = "train",
     task: Annotated[int, typer.Option(help="Which row of the split, counted from 0.", min=0)] = 0,

@@ -52,12 +52,15 @@ def push_and_tell(
     hidden = pairs(secrets, option="--secret", from_environment=True)
     if dry_run:
         found = package(folder)
+        owner, _, name = (repo_id or found.name).rpartition("/")
+        typer.echo(f"Space {owner or 'YOUR-NAME'}/{name}")
         for inside in files(folder, exclude or []):
             typer.echo(inside)
-        for key in {**found.variables, **settings}:
-            typer.echo(f"variable {key}")
+        declared = {} if pull_request else found.variables
+        for key in {**declared, **settings}:
+            typer.echo(f"variable {key}, of {'--var' if key in settings else 'openenv.yaml'}")
         for key in hidden:
-            typer.echo(f"secret {key}")
+            typer.echo(f"secret {key}, of --secret")
         return
     pushed = push(
         folder,

@@ -29,7 +29,8 @@ async def check_seeds(report: Report, player: Player) -> bool:
         moved = [await player.episode(socket, seed, steps=STEPS, moves=0) for seed in SEEDS]
     async with player.session() as other:
         fresh = await player.episode(other, SEEDS[0], steps=STEPS)
-    repeats, acted = fresh == alone[0], any(len(episode) > 2 or not failed(episode[-1]) for episode in alone)
+    repeats = fresh == alone[0]
+    acted = any(len(episode) > 2 or not failed(episode[-1]) for episode in alone)
     if repeats and not acted:
         report.add(
             "seed_repeats", "seeds", "skipped",

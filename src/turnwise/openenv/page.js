@@ -324,8 +324,8 @@ function seen({ observation = {}, metadata = {} }) {
   const rest = fields.filter((field) => !images.includes(field) && !pages.includes(field));
   return [
     ...images.map(([, value]) => picture(imageOf(value))),
-    ...(rest.length || !fields.length ? [json(Object.fromEntries(rest))] : []),
     ...pages.map(([key, value]) => element("div", { className: "page" }, element("small", {}, key), text(value))),
+    ...(rest.length || !fields.length ? [json(Object.fromEntries(rest))] : []),
   ];
 }
 

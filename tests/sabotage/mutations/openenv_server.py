@@ -133,7 +133,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         name="the_inside_of_a_frame_is_one",
         why="bytes within a frame are taken for another frame: a request that nobody made",
-        file="openenv/server/direct.py",
+        file="openenv/frames.py",
         old='return bool(waiting.__name__ == "at_eof")',
         new="return True",
         tests=("tests/openenv/test_server_direct.py::test_what_looks_like_a_frame_inside_of_one_is_none",),
@@ -169,5 +169,21 @@ MUTATIONS: tuple[Mutation, ...] = (
         old="images.STORE.pin(",
         new="set(",
         tests=(f"{HTTP}::test_what_was_shown_is_forgotten_and_what_tasks_name_is_not",),
+    ),
+    Mutation(
+        name="serves_what_cannot_be_made",
+        why="a server is announced and healthy, and every reset on it fails",
+        file="cli/env_serve.py",
+        old="        await app.state.sessions.served.metadata()\n",
+        new="",
+        tests=("tests/cli/test_serve.py::test_what_cannot_be_made_is_never_announced",),
+    ),
+    Mutation(
+        name="failed_factory_is_unmarked",
+        why="a factory that raised is refused as a class that is not marked, which it is",
+        file="openenv/server/create.py",
+        old="served.known_class()  #",
+        new="pass  #",
+        tests=("tests/openenv/test_faults.py::test_a_factory_that_fails_is_told_as_that",),
     ),
 )

@@ -96,11 +96,16 @@ async def test_past_its_deadline_it_is_cancelled_and_the_next_is_answered() -> N
             return "too late"
         return "never"
 
+    async def where() -> Any:
+        return asyncio.current_task()
+
     task = EnvTask()
+    home = await task.run(where(), 5)
     for one in (slow, deaf, slow):
         with pytest.raises(OverranError):
             await task.run(one(), 0.02)
         assert await task.run(value(1), 5) == 1
+        assert await task.run(where(), 5) is home
     assert left == ["cleaned up"] * 2
     task.stop()
 
@@ -144,7 +149,7 @@ async def test_one_that_cannot_be_stopped_is_stuck_until_it_ends(monkeypatch: py
         await task.run(stubborn(), 0.02)
     never = value(1)
     with pytest.raises(StuckError):
-        await task.run(never, 0.02)
+        await asyncio.wait_for(task.run(never, 60), 5)
     never.close()
     assert not stuck.value.task.done()
     free.set()

@@ -14,7 +14,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from turnwise.errors import EnvHungError, EnvLostError, EnvSpecError
 from turnwise.openenv.client.discovery import look
 from turnwise.openenv.client.socket import EnvSocket, RefusedError, base_url, is_loopback, same_server
-from turnwise.openenv.frames import between_messages
+from turnwise.openenv.frames import between_messages, read_server_frame, server_frame
 
 Answers = Callable[[ServerConnection], Awaitable[None]]
 
@@ -122,6 +122,30 @@ def test_pieces_make_one_reply() -> None:
         async with connected(answers) as socket:
             for _ in range(3):
                 assert await ask(socket, 1) == "ä" * 1000
+
+    asyncio.run(main())
+
+
+def test_pieces_of_a_frame_are_not_frames() -> None:
+    """What follows the first byte of an Á reads as a head: 0x81, a length, and as many bytes as that."""
+    inside = "A" + "x" * (ord("A") - 2) + '"}'
+    text = '{"type":"observation","data":"Á' + inside
+    whole = server_frame(text.encode())
+    at = whole.index(b"\x81", 2)
+    assert read_server_frame(whole[at:], 1000) is not None
+
+    async def answers(connection: ServerConnection) -> None:
+        async for message in connection:
+            if json.loads(message)["type"] == "close":
+                return
+            connection.transport.write(whole[:at])
+            await asyncio.sleep(0.02)
+            connection.transport.write(whole[at:])
+
+    async def main() -> None:
+        async with connected(answers) as socket:
+            for _ in range(5):
+                assert await ask(socket, 1) == f"Á{inside[:-2]}"
 
     asyncio.run(main())
 

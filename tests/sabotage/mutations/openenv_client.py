@@ -12,7 +12,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         name="late_reply_for_the_next_request",
         why="after one deadline every answer of the session is the one before it",
-        file="openenv/client/socket.py",
+        file="openenv/client/line.py",
         old="        asked, future = self.waiting[0]\n",
         new=(
             "        while len(self.waiting) > 1 and self.waiting[0][1].done():\n"
@@ -22,9 +22,17 @@ MUTATIONS: tuple[Mutation, ...] = (
         tests=(SOCKET + "test_late_replies_are_dropped",),
     ),
     Mutation(
+        name="a_client_takes_what_is_inside_of_a_frame_for_one",
+        why="a long reply that comes in pieces is read as another reply",
+        file="openenv/client/line.py",
+        old="= not self._parts and not self.protocol.extensions and between_messages(self.protocol)",
+        new="= True",
+        tests=(SOCKET + "test_pieces_of_a_frame_are_not_frames",),
+    ),
+    Mutation(
         name="second_reply_is_kept",
         why="a server that answers twice has its second answer taken for the next request's",
-        file="openenv/client/socket.py",
+        file="openenv/client/line.py",
         old='            else:\n                self._distrust(f"the server sent a frame',
         new='            elif kind is None:\n                self._distrust(f"the server sent a frame',
         tests=(SOCKET + "test_two_replies_to_one_request",),

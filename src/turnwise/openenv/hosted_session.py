@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from turnwise.envs.session import Session
@@ -71,10 +71,11 @@ class HostedSession:
         self._rewards, self._done = None, False
         return Answer(observation=_seen(messages))
 
-    async def step(self, action: Mapping[str, Any], *, seconds: float | None = None) -> Answer:
+    def step(self, action: Mapping[str, Any], *, seconds: float | None = None) -> Coroutine[Any, Any, Answer]:
         """Act: call a tool, reply, or list the tools."""
-        if seconds is None:
-            return await self._step(action)
+        return self._step(action) if seconds is None else self._step_within(action, seconds)
+
+    async def _step_within(self, action: Mapping[str, Any], seconds: float) -> Answer:
         try:
             async with asyncio.timeout(seconds):
                 return await self._step(action)

@@ -47,7 +47,9 @@ class Socket:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        await Connection(self, receive, send, scope.get("extensions", {}).get(EXTENSION)).serve()
+        connection = Connection(self, receive, send, scope.get("extensions", {}).get(EXTENSION))
+        # In a task of its own: each frame would else wake a dozen layers of the application around it.
+        await asyncio.create_task(connection.serve())
 
 
 class Connection:
@@ -113,7 +115,12 @@ class Connection:
     async def _play(self, live: Live) -> None:
         rate, max_frame = self.settings.rate, self.settings.max_frame
         while True:
-            text: str | bytes | None = await (self._hear() if self._reader is None else self._ahead.get())
+            if self._reader is not None:
+                text = await self._ahead.get()
+            elif self._direct is None:
+                text = _heard(await self._receive())
+            else:
+                text = _heard(await self._direct.receive_direct())
             if text is None or self._ended:
                 return
             if len(text) > max_frame:
@@ -198,19 +205,9 @@ class Connection:
     def _told(self, code: wire.Code, message: str, **more: Any) -> str:
         return wire.error(code, message, **more)
 
-    async def _hear(self) -> str | bytes | None:
-        """The next frame; None if the client has left."""
-        event = await (self._receive() if self._direct is None else self._direct.receive_direct())
-        if type(event) is bytes:
-            return event
-        if event["type"] != "websocket.receive":
-            return None
-        text: str | None = event.get("text")
-        return event["bytes"] if text is None else text
-
     async def _read(self) -> None:
         while True:
-            text = await self._hear()
+            text = _heard(await (self._receive() if self._direct is None else self._direct.receive_direct()))
             self._ahead.put_nowait(text)
             if text is not None:
                 if len(self._ahead) <= self.settings.max_ahead:
@@ -221,3 +218,14 @@ class Connection:
             if self._calling and self._task is not None:
                 self._task.cancel()
             return
+
+
+def _heard(event: Any) -> str | bytes | None:
+    """The frame; None if the client has left."""
+    if type(event) is bytes:
+        return event
+    if event["type"] != "websocket.receive":
+        return None
+    text: str | None = event.get("text")
+    frame: str | bytes = event["bytes"] if text is None else text
+    return frame

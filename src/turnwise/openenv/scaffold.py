@@ -128,6 +128,8 @@ WORKDIR /home/user/{name}
 COPY --chown=user . .
 RUN uv sync --no-dev --no-cache
 ENV PATH="/home/user/{name}/.venv/bin:$PATH"
+# In a Space the proxy alone reaches this container; its word that a request came by https is taken.
+ENV FORWARDED_ALLOW_IPS=*
 
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=20s CMD \\

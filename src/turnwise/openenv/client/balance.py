@@ -19,7 +19,8 @@ from weakref import WeakKeyDictionary
 
 from turnwise.errors import EnvError, EnvHungError, EnvLostError, EnvSpecError
 from turnwise.openenv.client.discovery import look
-from turnwise.openenv.client.socket import EnvSocket, RefusedError, Reply, code_of, message_of
+from turnwise.openenv.client.line import Reply, code_of, message_of
+from turnwise.openenv.client.socket import EnvSocket, RefusedError
 
 log = logging.getLogger(__name__)
 

@@ -35,7 +35,8 @@ from typing import Any, Generic, NoReturn, Self, TypeVar
 from turnwise.errors import ActionError, EnvError, EnvHungError, EnvLostError, EnvSpecError
 from turnwise.openenv.client.address import address, bearer
 from turnwise.openenv.client.forgotten import when_forgotten
-from turnwise.openenv.client.socket import EnvSocket, RefusedError, code_of, message_of, websocket_url
+from turnwise.openenv.client.line import code_of, message_of
+from turnwise.openenv.client.socket import EnvSocket, RefusedError, websocket_url
 from turnwise.openenv.client.sync import SyncEnvClient
 from turnwise.openenv.models import StepResult
 from turnwise.openenv.run.launch import run_image, run_space_here, run_space_image

@@ -31,9 +31,10 @@ from turnwise.errors import EnvError, EnvHungError, EnvLostError, ScoringError
 from turnwise.openenv.client.balance import Servers, servers
 from turnwise.openenv.client.discovery import About, mcp_tools, told
 from turnwise.openenv.client.forgotten import when_forgotten
+from turnwise.openenv.client.line import Reply, code_of
 from turnwise.openenv.client.observation import Reader, tool_result
 from turnwise.openenv.client.options import Options
-from turnwise.openenv.client.socket import EnvSocket, Reply, code_of
+from turnwise.openenv.client.socket import EnvSocket
 from turnwise.types import Content, Message, Step, Task, ToolCall, ToolResult, ToolSchema
 
 QUEUE_SECONDS = 60.0

@@ -32,10 +32,7 @@ from websockets.exceptions import (
 
 from turnwise.envs.alarm import Alarm
 from turnwise.errors import EnvHungError, EnvLostError, EnvSpecError
-from turnwise.openenv.client.line import Line, LostError
-from turnwise.openenv.client.line import Reply as Reply
-from turnwise.openenv.client.line import code_of as code_of
-from turnwise.openenv.client.line import message_of as message_of
+from turnwise.openenv.client.line import Line, LostError, Reply
 from turnwise.openenv.client.refused import FORBIDDEN, GIVE_TOKEN
 
 MAX_MESSAGE = 100 << 20

@@ -10,7 +10,8 @@ import httpx
 from websockets.asyncio.client import ClientConnection, connect
 
 from turnwise.errors import said
-from turnwise.openenv.client.socket import code_of, is_loopback, message_of, websocket_url
+from turnwise.openenv.client.line import code_of, message_of
+from turnwise.openenv.client.socket import is_loopback, websocket_url
 from turnwise.openenv.models import RESERVED_TOOL_NAMES
 from turnwise.openenv.validate.player import Player, Reply, data_of
 from turnwise.openenv.validate.report import Report

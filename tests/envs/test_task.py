@@ -110,6 +110,74 @@ async def test_past_its_deadline_it_is_cancelled_and_the_next_is_answered() -> N
     task.stop()
 
 
+async def timed(seconds: float) -> str:
+    try:
+        async with asyncio.timeout(seconds):
+            await asyncio.sleep(60)
+    except TimeoutError:
+        return "its own deadline"
+    return "never"
+
+
+async def scoped(seconds: float) -> str:
+    with anyio.move_on_after(seconds) as scope:
+        await anyio.sleep(60)
+    return "its own deadline" if scope.cancelled_caught else "never"
+
+
+@on_a_loop
+async def test_deadlines_of_a_call_itself_are_for_it_however_early_they_pass() -> None:
+    for own in (timed, scoped):
+        for seconds in (0, 0.001, 0.02):
+            task = EnvTask()
+            for _ in range(3):
+                assert await task.run(own(seconds), 10) == "its own deadline"
+                assert await task.run(value(1), 10) == 1
+            task.stop()
+
+
+@on_a_loop
+async def test_a_call_that_waits_for_nothing_needs_no_turn_of_the_loop() -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def quick(number: int) -> tuple[int, Any]:
+        return number, asyncio.current_task()
+
+    task = EnvTask()
+    me, home = asyncio.current_task(), (await task.run(quick(0), 5))[1]
+    counter = asyncio.ensure_future(count())
+    await asyncio.sleep(0)
+    before = turns
+    assert [await task.run(quick(i), 5) for i in range(100)] == [(i, home) for i in range(100)]
+    assert turns == before and home is not me and asyncio.current_task() is me
+    counter.cancel()
+    task.stop()
+
+
+@on_a_loop
+async def test_a_task_of_its_own_within_anothers_call() -> None:
+    """An environment that plays on another."""
+    inner, outer = EnvTask(), EnvTask()
+
+    async def where() -> Any:
+        return asyncio.current_task()
+
+    async def both() -> tuple[Any, Any, Any]:
+        return asyncio.current_task(), await inner.run(where(), 5), asyncio.current_task()
+
+    before, within, after = await outer.run(both(), 5)
+    assert before is after and before is not within
+    assert within is await inner.run(where(), 5)
+    inner.stop()
+    outer.stop()
+
+
 @on_a_loop
 async def test_a_caller_that_is_cancelled_takes_its_call_along() -> None:
     began, ended = asyncio.Event(), asyncio.Event()

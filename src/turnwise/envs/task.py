@@ -2,13 +2,20 @@
 
 Cancel scopes and task groups (those of anyio, on which MCP's sessions stand) must be left in the task that
 entered them: what `reset` opens, `close` can close. And context variables that one call sets the next sees.
+
+A call's first step is made at once, in the task's name and context, as eager tasks of Python 3.12 do: most
+calls that are declared ``async`` wait for nothing and have no other, and need no turn of the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from asyncio.tasks import _enter_task, _leave_task  # https://docs.python.org/3/library/asyncio-extending.html
+from collections.abc import Awaitable, Coroutine, Generator
+from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
+from types import CoroutineType, coroutine
 from typing import Any
 
 from turnwise.envs import contain
@@ -36,7 +43,8 @@ class EnvTask:
         """While a call is being cancelled."""
         self._last = False
         """Whether the call that it is at is its last."""
-        self._task = self._loop.create_task(self._work())
+        self._context = copy_context()
+        self._task = self._loop.create_task(self._work(), context=self._context)
 
     async def run(self, awaitable: Awaitable[Any], seconds: float) -> Any:
         """What ``awaitable`` comes to; it is cancelled past its deadline, and when the caller is.
@@ -46,11 +54,16 @@ class EnvTask:
             StuckError: It could not be; its ``task`` ends when it does.
             Exception: What it raised, tamed where it was none.
         """
-        if self._task.done():  # A call that cancelled its own task ended it.
-            self._begin()
+        if self._task.done() or (self._call is None and self._task.cancelling()):
+            self._begin()  # A call that cancelled its own task ended it.
         if self._call is not None:  # Its caller was cancelled, and it stays.
             self._last = True
             raise StuckError(self._task)
+        if type(awaitable) is CoroutineType:
+            begun = self._first_step(awaitable)
+            if isinstance(begun, tuple):
+                return _result(begun)
+            awaitable = begun
         ended: asyncio.Future[Outcome | None] = self._loop.create_future()
         self._call = awaitable, ended
         if self._asked is not None and not self._asked.done():
@@ -68,15 +81,35 @@ class EnvTask:
                 raise OverranError
             self._last = True
             raise StuckError(self._task)
-        value, error = outcome
-        if error is not None:
-            raise error
-        return value
+        return _result(outcome)
 
     def stop(self) -> None:
         """End it, when nothing is under way."""
         self._alarm.stop()
         self._task.cancel()
+
+    def _first_step(self, call: Coroutine[Any, Any, Any]) -> Outcome | Awaitable[Any]:
+        """How the call ended, or what is left of it."""
+        caller = asyncio.current_task()
+        assert caller is not None
+        _leave_task(self._loop, caller)
+        _enter_task(self._loop, self._task)
+        try:
+            awaited = self._context.run(call.send, None)
+        except StopIteration as end:
+            return end.value, None
+        except Exception as error:  # noqa: BLE001 - as in `_outcome`
+            return None, error
+        except BaseException as odd:  # noqa: BLE001 - as in `_outcome`
+            return None, contain.tamed(odd)
+        finally:
+            _leave_task(self._loop, self._task)
+            _enter_task(self._loop, caller)
+        if self._task.cancelling():
+            with suppress(Exception):
+                contain.call(call.close)
+            return None, contain.tamed(asyncio.CancelledError())
+        return _rest(call, awaited)
 
     async def _let_go(self) -> bool:
         """Cancel the call; whether it is over."""
@@ -96,7 +129,14 @@ class EnvTask:
         while not self._last:
             if self._call is None:
                 self._asked = self._loop.create_future()
-                await self._asked
+                try:
+                    await self._asked
+                except asyncio.CancelledError:
+                    if self._call is None:
+                        raise
+                    # A deadline of the call's own, passed before it was taken over here: it is for the call.
+                    me.uncancel()
+                    me.cancel()
                 self._asked = None
                 continue
             _end(self._call[1], await _outcome(self._call[0]))
@@ -107,6 +147,32 @@ class EnvTask:
                 while me.cancelling():
                     me.uncancel()
                 _end(self._stopping, None)
+
+
+@coroutine
+def _rest(call: Coroutine[Any, Any, Any], awaited: Any) -> Generator[Any, Any, Any]:
+    """A coroutine that waits for ``awaited`` already, which another could not await any more."""
+    while True:
+        try:
+            sent = yield awaited
+        except GeneratorExit:
+            call.close()
+            raise
+        except BaseException as thrown:  # noqa: BLE001 - its to handle
+            go_on = partial(call.throw, thrown)
+        else:
+            go_on = partial(call.send, sent)
+        try:
+            awaited = go_on()
+        except StopIteration as end:
+            return end.value
+
+
+def _result(outcome: Outcome) -> Any:
+    value, error = outcome
+    if error is not None:
+        raise error
+    return value
 
 
 async def _outcome(awaitable: Awaitable[Any]) -> Outcome:

@@ -251,6 +251,16 @@ MUTATIONS: tuple[Mutation, ...] = (
         tests=("tests/envs/test_task.py::test_past_its_deadline_it_is_cancelled_and_the_next_is_answered",),
     ),
     Mutation(
+        name="a_call_that_cancels_itself_early_is_lost",
+        why="asyncio.timeout(0) in an environment takes its task along, and the call waits out its deadline",
+        file="envs/task.py",
+        old="                    if self._call is None:\n                        raise\n",
+        new="                    raise\n",
+        tests=(
+            "tests/envs/test_task.py::test_deadlines_of_a_call_itself_are_for_it_however_early_they_pass",
+        ),
+    ),
+    Mutation(
         name="a_call_that_stays_is_played_on",
         why="a coroutine that could not be stopped goes on beside the next one",
         file="envs/task.py",

@@ -56,6 +56,13 @@ class EnvLostError(EnvError):
     """
 
 
+class UnscoredError(EnvLostError):
+    """An environment could not say what its episode is worth, which is nobody's fault in it.
+
+    Its own code raised, so that another try would end as this one did.
+    """
+
+
 class EnvCrashedError(EnvError):
     """The environment's own process died: while a call ran it was that call's doing."""
 

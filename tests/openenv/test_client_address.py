@@ -56,10 +56,10 @@ def test_a_password_is_sent_and_never_told(caplog: pytest.LogCaptureFixture) -> 
         assert report.target == server.url and report.ok
         with (
             pytest.raises(ConnectError) as wrong,
-            GenericEnvClient(f"http://me:s%40wrong@{host}").sync() as env,
+            GenericEnvClient(f"http://me:s%40hunter2@{host}").sync() as env,
         ):
             env.reset()
-    assert "wrong" not in str(wrong.value) + str(wrong.value.__cause__)
+    assert "hunter2" not in str(wrong.value) + str(wrong.value.__cause__)
     assert "s%40" not in caplog.text and "s@cret" not in caplog.text
 
 

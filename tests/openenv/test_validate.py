@@ -107,7 +107,7 @@ def outcomes(report: Report) -> dict[str, str]:
 
 def look(app: Any, **options: Any) -> Report:
     with running(app) as server:
-        return asyncio.run(validate(server.url, Options(seconds=options.pop("seconds", 5.0), **options)))
+        return asyncio.run(validate(server.url, Options(seconds=options.pop("seconds", 20.0), **options)))
 
 
 @pytest.mark.parametrize("spec", ["catch", "guess_number"])

@@ -39,6 +39,7 @@ from turnwise.errors import (
     EnvSpecError,
     ScoringError,
     TurnwiseError,
+    UnscoredError,
     message_of,
 )
 from turnwise.types import ImageBlock, Message, Step, Task, ToolCall, ToolResult, ToolSchema
@@ -62,7 +63,9 @@ BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
     "from turnwise.envs.process import serve; serve(int(sys.argv[1]))"
 )
-ERRORS: tuple[type[TurnwiseError], ...] = (EnvHungError, EnvLostError, ScoringError, EnvSpecError, EnvError)
+ERRORS: tuple[type[TurnwiseError], ...] = (
+    EnvHungError, UnscoredError, EnvLostError, ScoringError, EnvSpecError, EnvError,
+)  # fmt: skip
 """What crosses the wire as itself, most special first."""
 
 _messages = TypeAdapter(tuple[Message, ...])

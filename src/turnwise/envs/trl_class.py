@@ -35,7 +35,7 @@ from turnwise.envs.observe import blocks, finite
 from turnwise.envs.opening import images_of, opening
 from turnwise.envs.schema import describe_function
 from turnwise.envs.tools import Tool, then
-from turnwise.errors import EnvError, EnvLostError, EnvSpecError, ScoringError, boundary
+from turnwise.errors import EnvError, EnvSpecError, ScoringError, UnscoredError, boundary
 from turnwise.types import Step, Task
 
 log = logging.getLogger(__name__)
@@ -304,10 +304,10 @@ def _excused(get_reward: Callable[[], Any], named: Callable[[Any], Any]) -> Any:
 @contextmanager
 def _lost() -> Iterator[None]:
     try:
-        with boundary(EnvLostError, "get_reward"):
+        with boundary(UnscoredError, "get_reward"):
             yield
     except ScoringError as error:
-        raise EnvLostError(str(error)) from error
+        raise UnscoredError(str(error)) from error
 
 
 def _named_reward(value: Any, name: str) -> Any:

@@ -82,9 +82,10 @@ class GroupOrder:
 
 
 def lost(trajectory: Trajectory) -> bool:
-    """Whether an episode's environment was lost, which another try may change."""
+    """Whether an episode's environment was lost, which another try may change; not an `UnscoredError`."""
     error = trajectory.error
-    return trajectory.stop_reason.failed and error is not None and error.kind == EnvLostError.__name__
+    gone = error is not None and error.kind == EnvLostError.__name__
+    return gone and trajectory.stop_reason is StopReason.ENV_FAILED
 
 
 class PlayGroup(Protocol):

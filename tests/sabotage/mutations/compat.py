@@ -31,7 +31,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         name="get_reward_that_raises_pays_nothing",
         why="an episode whose get_reward raised is scored 0, as if it had been lost",
         file="envs/trl_class.py",
-        old='with boundary(EnvLostError, "get_reward"):',
+        old='with boundary(UnscoredError, "get_reward"):',
         new='with boundary(EnvError, "get_reward"):',
         tests=(
             "tests/compat/test_total_failures.py"

@@ -13,12 +13,11 @@ from tests.openenv.serving import running
 
 import turnwise
 from turnwise.cli.env_serve import served_as
-from turnwise.envs.registry import make
+from turnwise.envs.registry import make, unsigned
 from turnwise.errors import EnvSpecError
 from turnwise.openenv import GenericEnvClient, MCPToolClient
 from turnwise.openenv.client.address import address
 from turnwise.openenv.client.env_client import ConnectError
-from turnwise.openenv.client.socket import unsigned
 from turnwise.openenv.server.settings import Settings
 from turnwise.openenv.validate import Options, validate
 

@@ -340,7 +340,7 @@ GIT = {"url": "https://host/turnwise.git", "vcs_info": {"vcs": "git", "commit_id
             "turnwise @ https://host/turnwise-1.whl",
         ),
         (None, None),
-        ({"url": "file:///home/me/turnwise", "dir_info": {"editable": True}}, None),
+        ({"url": "file:///somewhere/turnwise", "dir_info": {"editable": True}}, None),
         ({"url": "ssh://git@host/turnwise.git", "vcs_info": GIT["vcs_info"]}, None),
     ],
 )

@@ -9,11 +9,9 @@ from socket import socket
 
 import typer
 import uvicorn
-from fastapi import FastAPI
 
-from turnwise.envs.registry import named
+from turnwise.envs.registry import named, unsigned
 from turnwise.errors import EnvSpecError
-from turnwise.openenv.client.socket import unsigned
 from turnwise.openenv.hosted import hosted
 from turnwise.openenv.served import Served
 from turnwise.openenv.server.access import loopback
@@ -71,8 +69,9 @@ def serve(
         if settings.token is not None and token is None and not os.environ.get(TOKEN):
             typer.echo(f"token {settings.token}  (--token sets one, --token none lets everybody in)")
 
-    app = create_server_app(served_as(spec, args, settings), settings=settings)
-    Server(uvicorn_config(app, host=host, port=port, log_level="warning"), listening).run()
+    served = served_as(spec, args, settings)
+    app = create_server_app(served, settings=settings)
+    Server(uvicorn_config(app, host=host, port=port, log_level="warning"), served, listening).run()
 
 
 class Server(uvicorn.Server):
@@ -80,12 +79,13 @@ class Server(uvicorn.Server):
 
     Args:
         config: Of `uvicorn_config`.
+        served: What it hosts.
         listening: Called with the port once it does.
     """
 
-    def __init__(self, config: uvicorn.Config, listening: Callable[[int], None]) -> None:
+    def __init__(self, config: uvicorn.Config, served: Served, listening: Callable[[int], None]) -> None:
         super().__init__(config)
-        self._listening = listening
+        self._served, self._listening = served, listening
 
     async def serve(self, sockets: list[socket] | None = None) -> None:
         """As uvicorn does, after that.
@@ -93,8 +93,7 @@ class Server(uvicorn.Server):
         Raises:
             EnvError: It cannot be made.
         """
-        app: FastAPI = self.config.app  # type: ignore[assignment]
-        await app.state.sessions.served.metadata()
+        await self._served.metadata()
         await super().serve(sockets)
 
     async def startup(self, sockets: list[socket] | None = None) -> None:

@@ -51,7 +51,7 @@ async def bounded(awaitable: Awaitable[Any], seconds: float) -> Any:
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
     task = loop.create_task(_awaited(awaitable, ended))
-    timer = loop.call_later(seconds, _wake, ended)
+    timer = loop.call_later(seconds, settle, ended)
     try:
         await ended
     except asyncio.CancelledError:
@@ -78,12 +78,13 @@ async def _awaited(awaitable: Awaitable[Any], ended: asyncio.Future[None]) -> An
     except (KeyboardInterrupt, SystemExit) as odd:
         raise tamed(odd) from odd
     finally:
-        _wake(ended)  # Whoever waits runs after this task's last step.
+        settle(ended)  # Whoever waits runs after this task's last step.
 
 
-def _wake(ended: asyncio.Future[None]) -> None:
-    if not ended.done():
-        ended.set_result(None)
+def settle(future: asyncio.Future[Any], result: Any = None) -> None:
+    """Give a future its result, unless whoever waited for it has gone or has one."""
+    if not future.done():
+        future.set_result(result)
 
 
 def _result(task: asyncio.Future[Any]) -> Any:

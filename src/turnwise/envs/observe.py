@@ -162,9 +162,7 @@ def step(value: Any, limit: int, what: str) -> Step:
     info: dict[str, Any] = {} if type(value.info) is dict and not value.info else _info(value.info, what)
     seen = value.observation
     told: Content | list[Message]
-    if isinstance(seen, str):
-        told = cut(seen, limit)
-    elif isinstance(seen, list) and seen and isinstance(seen[0], Message):
+    if isinstance(seen, list) and seen and isinstance(seen[0], Message):
         told = [replace(_sound(one, what), content=observation(one.content, limit)) for one in seen]
     else:
         told = observation(seen, limit)

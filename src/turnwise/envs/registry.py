@@ -156,10 +156,15 @@ def _by_name(spec: str, name: str | None, args: Mapping[str, Any]) -> EnvSpec:
     )
 
 
+def unsigned(url: str) -> str:
+    """An address without user and password, to be told."""
+    return re.sub(r"^([a-z]*://)?[^/]*@", r"\1", url, flags=re.IGNORECASE)
+
+
 def _by_address(urls: Sequence[Any], name: str | None, args: Mapping[str, Any]) -> EnvSpec:
     for url in urls:
         if not isinstance(url, str) or url.partition("://")[0] not in ADDRESSES:
-            told = re.sub(r"//[^/]*@", "//", url) if isinstance(url, str) else url  # without a password
+            told = unsigned(url) if isinstance(url, str) else url
             raise EnvSpecError(f"environment {told!r} is no address; write {'://, '.join(ADDRESSES)}://")
     make_servers = _load(SERVERS, str(urls[0]) if urls else "[]")
     made: EnvSpec = make_servers(urls, name=name, args=args)

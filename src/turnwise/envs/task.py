@@ -20,7 +20,7 @@ from typing import Any
 
 from turnwise.envs import contain
 from turnwise.envs.alarm import Alarm
-from turnwise.envs.contain import CANCEL_SECONDS, OverranError, StuckError
+from turnwise.envs.contain import CANCEL_SECONDS, OverranError, StuckError, settle
 
 Outcome = tuple[Any, BaseException | None]
 _Call = tuple[Awaitable[Any], "asyncio.Future[Outcome | None]"]
@@ -68,7 +68,7 @@ class EnvTask:
         self._call = awaitable, ended
         if self._asked is not None and not self._asked.done():
             self._asked.set_result(None)
-        self._alarm.set(seconds, partial(_end, ended, None))
+        self._alarm.set(seconds, partial(settle, ended))
         try:
             outcome = await ended
         except asyncio.CancelledError:
@@ -139,14 +139,14 @@ class EnvTask:
                     me.cancel()
                 self._asked = None
                 continue
-            _end(self._call[1], await _outcome(self._call[0]))
+            settle(self._call[1], await _outcome(self._call[0]))
             self._call = None
             if me.cancelling() > (self._stopping is not None):
                 return  # By others than `_let_go`: the call itself, or a loop that ends.
             if self._stopping is not None:
                 while me.cancelling():
                     me.uncancel()
-                _end(self._stopping, None)
+                settle(self._stopping)
 
 
 @coroutine
@@ -184,8 +184,3 @@ async def _outcome(awaitable: Awaitable[Any]) -> Outcome:
         return None, error
     except BaseException as odd:  # noqa: BLE001 - inside a task it would stop the whole event loop
         return None, contain.tamed(odd)
-
-
-def _end(future: asyncio.Future[Any], result: Any) -> None:
-    if not future.done():
-        future.set_result(result)

@@ -16,6 +16,7 @@ from threading import Thread
 from typing import Any
 
 from turnwise.envs.alarm import Alarm
+from turnwise.envs.contain import settle
 from turnwise.errors import EnvHungError
 
 Outcome = tuple[Any, BaseException | None]
@@ -127,7 +128,7 @@ class EnvThread:
             self._call = _IDLE
             if future is not None:
                 try:  # noqa: SIM105 - `suppress` costs more, and every call of a sync environment comes by here
-                    future.get_loop().call_soon_threadsafe(_deliver, future, outcome)
+                    future.get_loop().call_soon_threadsafe(settle, future, outcome)
                 except RuntimeError:
                     pass  # The loop is closed and nobody is left to be told; a last job may still wait.
             del function, future, outcome, job  # Keep nothing of the environment alive while waiting.
@@ -138,11 +139,6 @@ def _run(function: Callable[[], Any]) -> Outcome:
         return function(), None
     except BaseException as error:  # noqa: BLE001 - handed to the coroutine that waits, which raises it again
         return None, error
-
-
-def _deliver(future: asyncio.Future[Outcome], outcome: Outcome) -> None:
-    if not future.done():
-        future.set_result(outcome)
 
 
 def _hung(seconds: float | None) -> EnvHungError:

@@ -111,7 +111,7 @@ class HostedSession:
         if self._done:
             return CallAnswer(content=[{"type": "text", "text": self._over()}], is_error=True)
         result, _ = await self._call(name, arguments)
-        self._done = self._done or bool(self._limits_reached())
+        self._done = self._done or self._spent()
         return CallAnswer(
             content=_mcp_content(result.content),
             data=result.content if isinstance(result.content, str) else None,
@@ -202,10 +202,8 @@ class HostedSession:
         paid, terminated, truncated, info = (
             (step.reward, step.terminated, step.truncated, step.info) if step else (None, False, False, {})
         )
-        if self._counts and not terminated and not truncated:
-            truncated = _reached(self._steps, self._limits.max_turns) or _reached(
-                self._tool_calls, self._limits.max_tool_calls
-            )
+        if not terminated and not truncated:
+            truncated = self._spent()
         metadata: dict[str, Any] = {
             "terminated": terminated,
             "truncated": truncated,
@@ -252,17 +250,19 @@ class HostedSession:
     def _over(self) -> str:
         if self._episode_id is None:
             return "there is no episode yet: reset first"
-        if reached := self._limits_reached():
-            return f"the episode is over, as it has reached {reached}: reset"
-        return "the episode is over: reset"
-
-    def _limits_reached(self) -> str:
-        if not self._counts:
-            return ""
+        if not self._spent():
+            return "the episode is over: reset"
         turns, calls = self._limits.max_turns, self._limits.max_tool_calls
         reached = [f"max_turns={turns}"] if _reached(self._steps, turns) else []
         reached += [f"max_tool_calls={calls}"] if _reached(self._tool_calls, calls) else []
-        return " and ".join(reached)
+        return f"the episode is over, as it has reached {' and '.join(reached)}: reset"
+
+    def _spent(self) -> bool:
+        """Whether a limit is reached that is ours to keep."""
+        return self._counts and (
+            _reached(self._steps, self._limits.max_turns)
+            or _reached(self._tool_calls, self._limits.max_tool_calls)
+        )
 
 
 _ANSWERED = Step(terminated=True)

@@ -128,7 +128,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         name="passwords_are_told",
         why="the password of an address stands in errors, reports and logs",
-        file="openenv/client/socket.py",
+        file="envs/registry.py",
         old='return re.sub(r"^([a-z]*://)?[^/]*@", r"\\1", url, flags=re.IGNORECASE)',
         new="return url",
         tests=("tests/openenv/test_client_address.py::test_what_is_told_of_an_address",),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from base64 import b64encode
 from urllib.parse import unquote, urlsplit
 
+from turnwise.envs.registry import unsigned
 from turnwise.errors import EnvSpecError
-from turnwise.openenv.client.socket import base_url, unsigned
+from turnwise.openenv.client.socket import base_url
 
 
 def address(url: str, token: str | None = None) -> tuple[str, dict[str, str]]:

@@ -17,11 +17,12 @@ from urllib.parse import quote
 
 import httpx
 
+from turnwise.envs.registry import unsigned
 from turnwise.errors import EnvLostError, EnvSpecError
 from turnwise.openenv.client.actions import TypedAction, action_schema, is_mcp, mapping, members, untitled
 from turnwise.openenv.client.line import message_of
 from turnwise.openenv.client.refused import FORBIDDEN, GIVE_TOKEN
-from turnwise.openenv.client.socket import EnvSocket, is_loopback, same_server, unsigned
+from turnwise.openenv.client.socket import EnvSocket, is_loopback, same_server
 from turnwise.openenv.wire import PROTOCOL
 from turnwise.types import ToolSchema
 

@@ -31,6 +31,7 @@ from websockets.exceptions import (
 )
 
 from turnwise.envs.alarm import Alarm
+from turnwise.envs.registry import unsigned
 from turnwise.errors import EnvHungError, EnvLostError, EnvSpecError
 from turnwise.openenv.client.line import Line, LostError, Reply
 from turnwise.openenv.client.refused import FORBIDDEN, GIVE_TOKEN
@@ -226,11 +227,6 @@ def base_url(url: str) -> str:
         subdomain = re.sub(r"[^a-z0-9]+", "-", f"{space[1]}-{space[2]}".lower()).strip("-")
         return f"https://{subdomain}.hf.space"
     return urlunsplit((scheme, parts.netloc, path, "", ""))
-
-
-def unsigned(url: str) -> str:
-    """An address without user and password, to be told."""
-    return re.sub(r"^([a-z]*://)?[^/]*@", r"\1", url, flags=re.IGNORECASE)
 
 
 def websocket_url(url: str) -> str:

@@ -5,9 +5,8 @@ once: it trades the token that its reader types for a cookie (`enter`), since no
 WebSocket a header, and a token in an address would stay in histories and logs. Over https that cookie is kept
 in a frame of another site too (Hugging Face shows a Space in one), in which it serves the page's own requests
 alone. A request that names another origin is refused, token or not, so that no page somebody happens to visit
-plays here. Where
-this machine alone connects and no token is asked for, requests must name it by a name of its own too: a name
-that somebody points at 127.0.0.1 would make any page this server's own.
+plays here. Where this machine alone connects and no token is asked for, requests must name it by a name of
+its own too: a name that somebody points at 127.0.0.1 would make any page this server's own.
 """
 
 from __future__ import annotations

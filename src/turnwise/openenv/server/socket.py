@@ -62,6 +62,7 @@ class Connection:
         self.settings = endpoint.sessions.settings
         self._agents_only = self.settings.mode == "production"
         self._receive, self._send, self._direct = receive, send, direct
+        self._hear = receive if direct is None else direct.receive_direct
         self._ahead: Events
         self._reader: asyncio.Task[None] | None = None
         """Set once requests are read `_ahead`; from then on it alone receives."""
@@ -115,12 +116,7 @@ class Connection:
     async def _play(self, live: Live) -> None:
         rate, max_frame = self.settings.rate, self.settings.max_frame
         while True:
-            if self._reader is not None:
-                text = await self._ahead.get()
-            elif self._direct is None:
-                text = _heard(await self._receive())
-            else:
-                text = _heard(await self._direct.receive_direct())
+            text = _heard(await self._hear()) if self._reader is None else await self._ahead.get()
             if text is None or self._ended:
                 return
             if len(text) > max_frame:
@@ -207,7 +203,7 @@ class Connection:
 
     async def _read(self) -> None:
         while True:
-            text = _heard(await (self._receive() if self._direct is None else self._direct.receive_direct()))
+            text = _heard(await self._hear())
             self._ahead.put_nowait(text)
             if text is not None:
                 if len(self._ahead) <= self.settings.max_ahead:

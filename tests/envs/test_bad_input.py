@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from turnwise import Env, Message, Step, ToolCall, tool
+from turnwise.envs import thread as threads
 from turnwise.envs.registry import make
 from turnwise.envs.session import Limits
-from turnwise.envs.thread import abandoned_threads
 from turnwise.errors import EnvError, EnvHungError, EnvLostError, ScoringError, TaskError
 
 QUICK = Limits(call_seconds=0.1)
@@ -207,7 +207,7 @@ def test_ten_megabytes_are_cut_and_quick(name):
     result, seconds = asyncio.run(play())
     assert len(result.content) < 65_536 + 100
     assert result.content.endswith("more characters cut off: the limit is 65536]")
-    assert seconds < 1.0
+    assert seconds < 3.0
 
 
 @pytest.mark.parametrize(
@@ -232,18 +232,23 @@ def test_what_is_not_the_policys_doing_is_raised(cls, name, error, message):
     asyncio.run(play())
 
 
+def abandoned() -> list[threads.EnvThread]:
+    """Those that are counted: other tests' may be among them."""
+    assert threads.abandoned_threads() == len(threads._abandoned)
+    return threads._abandoned
+
+
 def test_a_hung_thread_is_abandoned_counted_and_closed_when_it_returns():
     release = threading.Event()
 
     async def play():
-        before = abandoned_threads()
         env, sibling = [await make(Bad, args={"release": release}).open(QUICK) for _ in range(2)]
         inner = env._env
         with pytest.raises(
             EnvHungError, match=r"tool hangs: it did not return within 0\.1 s and cannot be stopped"
         ):
             await env.call(call("hangs"))
-        assert abandoned_threads() == before + 1
+        assert env._thread in abandoned()
         with pytest.raises(EnvHungError, match="tool fine: the environment hangs in an earlier call"):
             await env.call(call("fine"))
         assert (await sibling.call(call("fine"))).content == "fine"
@@ -252,7 +257,7 @@ def test_a_hung_thread_is_abandoned_counted_and_closed_when_it_returns():
         release.set()
         env._thread._thread.join(5)
         assert inner.closes == [env._thread._thread.ident]
-        assert abandoned_threads() == before
+        assert env._thread not in abandoned()
         await sibling.close()
 
     asyncio.run(play())

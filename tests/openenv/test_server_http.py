@@ -352,7 +352,7 @@ def test_one_episodes_requests_are_slowed_down_and_only_so_many_wait() -> None:
             for _ in range(40):
                 client.get("/state", params={"episode_id": "e"})
             # A second's worth may come at once, and 20 more take a second: at 40 a second none, at 10 three.
-            assert 1.0 <= time.monotonic() - started < 2.0
+            assert 1.0 <= time.monotonic() - started < 2.9
         act = {"episode_id": "e", "action": {"type": "call_tool", "tool_name": "wait", "arguments": {}}}
         answers = at_once(server.url, *[act] * 6, path="/step")
         assert sorted(answer.status_code for answer in answers) == [200] * 3 + [429] * 3

@@ -98,7 +98,7 @@ def test_what_a_turnwise_environment_raises_is_told_too(caplog: pytest.LogCaptur
         for _ in range(9):
             assert http.post("/step", json={"action": call}).json()["observation"]["error"]
         assert len(caplog.records) == 1
-        assert "tool price" in caplog.text and 'return {"tea": 3}[item]' in caplog.text
+        assert "tool price: KeyError" in caplog.text and 'return {"tea": 3}[item]' in caplog.text
         caplog.clear()
         http.post("/step", json={"action": {"type": "reply", "text": "bye"}})
         assert "reward: ZeroDivisionError" in caplog.text and __file__ in caplog.text

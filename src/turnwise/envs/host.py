@@ -63,6 +63,8 @@ class HostedEnv:
         self.tools: tuple[ToolSchema, ...] = ()
         self.system: str | None = None
         self.has_step = False
+        self.raised: Callable[[str, BaseException], None] = _note
+        """Hears what a tool or a step raised, after a line that says where; the policy alone is told."""
         self._limits = limits
         self._threaded = threaded
         self._env: Env | None = None
@@ -154,7 +156,7 @@ class HostedEnv:
             cause = _cause(error)
             if isinstance(cause, observe.BadResultError):
                 return failed("bad_result", f"{call.name} failed: it returned {cause}.")
-            log.debug("%s raised", what, exc_info=cause)
+            self.raised(str(error), cause)
             return failed("raised", f"{call.name} failed: {said(cause, None)}")
         return ToolResult(
             call=call, content=content, step=step, coerced=checked.coerced, seconds=perf_counter() - started
@@ -180,7 +182,7 @@ class HostedEnv:
             if isinstance(cause, observe.BadResultError):
                 error, told = "bad_result", f"it returned {cause}."
             else:
-                log.debug("%s raised", what, exc_info=cause)
+                self.raised(str(raised), cause)
                 error, told = "raised", said(cause, None)
         told = observe.cut(f"The environment failed: {told}", self._limits.max_observation)
         return Step(told, info={"error": error})
@@ -359,6 +361,10 @@ class HostedEnv:
             coerced=coerced,
             seconds=0.0 if started is None else perf_counter() - started,
         )
+
+
+def _note(what: str, raised: BaseException) -> None:
+    log.debug("%s", what, exc_info=raised)
 
 
 class _Pending:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from functools import cache
 
 from turnwise.errors import ActionError, TurnwiseError, describe
 
@@ -54,19 +53,3 @@ class telling:
         """The error passes on."""
         if isinstance(error, TurnwiseError) and not isinstance(error, ActionError):
             tell(str(error), error.__cause__ or error)
-
-
-@cache
-def watch() -> None:
-    """Tell, from now on, also what tools of Turnwise environments raise: callers have it as a result."""
-    host = logging.getLogger("turnwise.envs.host")
-    host.addFilter(_watched)
-    host.setLevel(logging.DEBUG)
-
-
-def _watched(record: logging.LogRecord) -> bool:
-    if record.levelno > logging.DEBUG:
-        return True
-    if record.exc_info and record.exc_info[1] is not None:
-        tell(record.getMessage(), record.exc_info[1])
-    return False

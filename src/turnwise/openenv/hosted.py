@@ -21,6 +21,7 @@ from typing import Any
 
 from turnwise import images
 from turnwise.envs.base import Env
+from turnwise.envs.host import HostedEnv
 from turnwise.envs.registry import make
 from turnwise.envs.session import EnvSpec, Limits, Session
 from turnwise.errors import ActionError, EnvError, TaskError
@@ -112,9 +113,11 @@ class HostedSpec:
         Raises:
             EnvError: Its constructor raised or hung.
         """
-        faults.watch()
         with faults.telling():
-            return HostedSession(self, await self.spec.open(self.limits))
+            session = await self.spec.open(self.limits)
+        if isinstance(session, HostedEnv):
+            session.raised = faults.tell
+        return HostedSession(self, session)
 
     async def row(self, data: Mapping[str, Any], seed: int) -> tuple[Task, dict[str, Any]]:
         """The task that a reset asks for, and where it stands: ``{"split", "index"}``.

@@ -12,10 +12,7 @@ to the same norm; or nothing is written.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import statistics
 import sys
 import tempfile
 import threading
@@ -31,18 +28,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from benchmarks.walk import SCENES, TURNS, Walk, make_model, rows
+from benchmarks.sides import MAX_TOKENS, SIBLINGS, Row
+from benchmarks.walk import SCENES, TURNS, Walk
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
-SIBLINGS = 2
-MAX_TOKENS = 1100
-"""Budget for all tokens of an episode after its prompt; 12 turns need some 650."""
+from benchmarks import sides
+
 CLOSE = 0.05
 """How far the norms of the two gradients may lie apart. Where ``top_k`` cuts what is sampled, Turnwise weighs
 each token by the mass that was kept, here some 99%, and TRL does not."""
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,64 +236,23 @@ def require_same_work(ours: Step, theirs: Step) -> None:
         )
 
 
-def measure(
-    model_dir: Path, *, episodes: int, repetitions: int, most: int = TURNS
-) -> list[dict[str, object]]:
+def measure(model_dir: Path, *, episodes: int, repetitions: int, most: int = TURNS) -> list[Row]:
     """The rows, medians over the repetitions."""
     ours, theirs = Side("turnwise", model_dir), Side("trl", model_dir)
-    data = {scene.name: rows(scene, episodes // SIBLINGS, most=most) for scene in SCENES}
-    times: dict[str, list[tuple[Step, Step]]] = {name: [] for name in data}
-    for repetition in range(repetitions):
-        for name, walks in data.items():
-            pair = ours.step(walks), theirs.step(walks)
-            require_same_work(*pair)
-            times[name].append(pair)
-            told = "  ".join(
-                f"{side} {one.seconds:6.2f} s (cpu {one.cpu:5.2f})"
-                for side, one in zip(("turnwise", "trl"), pair, strict=True)
-            )
-            print(f"{repetition + 1}/{repetitions} {name:12s} {told}", flush=True)
-    table = []
-    for name, pairs in times.items():
-        mine, other = ([side.seconds for side in sides] for sides in zip(*pairs, strict=True))
-        table.append(_row(name, "s", statistics.median(mine), statistics.median(other)))
-        print(f"{name:12s} fastest: turnwise {min(mine):.2f} s, trl {min(other):.2f} s")
-    pair = tuple(side.step(data[SCENES[-1].name], memory=True) for side in (ours, theirs))
-    require_same_work(*pair)
-    return [*table, _row("update_memory", "MiB", *(one.peak / 2**20 for one in pair))]
 
+    def play(walks: list[Row], *, memory: bool = False) -> tuple[Step, Step]:
+        pair = ours.step(walks, memory=memory), theirs.step(walks, memory=memory)
+        require_same_work(*pair)
+        return pair
 
-def _row(name: str, unit: str, ours: float, theirs: float) -> dict[str, object]:
-    return {
-        "name": name,
-        "unit": unit,
-        "ours": round(ours, 3),
-        "theirs": round(theirs, 3),
-        "ratio": round(theirs / ours, 2),
-    }
+    data = sides.walks(episodes, most)
+    table = sides.medians(sides.take_turns(data, play, repetitions=repetitions))
+    pair = play(data[SCENES[-1].name], memory=True)
+    return [*table, sides.row("update_memory", "MiB", *(one.peak / 2**20 for one in pair))]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the rows here")
-    parser.add_argument("--episodes", type=int, default=32)
-    parser.add_argument("--reps", type=int, default=3, metavar="N", help="repetitions")
-    parser.add_argument("--turns", type=int, default=TURNS, metavar="N", help="calls of the longest walk")
-    parser.add_argument("--model", type=Path, metavar="DIR", help="keep the player here, and use it again")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as scratch:
-        model_dir = args.model or Path(scratch) / "model"
-        if not (model_dir / "config.json").exists():
-            print("teaching the player …", flush=True)
-            make_model(model_dir, most=args.turns)
-        table = measure(model_dir, episodes=args.episodes, repetitions=args.reps, most=args.turns)
-    for row in table:
-        print("{name:18s} turnwise {ours:>10}  trl {theirs:>10} {unit:4s} ×{ratio}".format(**row))
-    if args.json is not None:
-        args.json.write_text(json.dumps(table, indent=2) + "\n")
+    sides.run(__doc__, measure, argv)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,8 @@ In every repetition each episode must have come to the same tokens on both sides
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -27,9 +24,11 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from benchmarks.walk import SCENES, TURNS, Walk, make_model, rows
+from benchmarks.sides import MAX_TOKENS, SIBLINGS, Row
+from benchmarks.walk import SCENES, TURNS, Walk, rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks import sides
 from turnwise.chat.renderer import load_renderer
 from turnwise.engines.transformers import TransformersEngine
 from turnwise.envs.registry import make
@@ -38,12 +37,6 @@ from turnwise.rollout.arena import Arena
 from turnwise.rollout.group import GroupOrder, play_group
 from turnwise.rollout.policies import ModelPolicy
 from turnwise.types import Sampling, Trajectory
-
-SIBLINGS = 2
-MAX_TOKENS = 1100
-"""TRL's budget for all tokens of an episode after its prompt; 12 turns need some 650."""
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,70 +237,30 @@ def require_same_work(ours: Played, theirs: Played, data: Sequence[Row]) -> None
             )
 
 
-def measure(
-    model_dir: Path, *, episodes: int, repetitions: int, most: int = TURNS
-) -> list[dict[str, object]]:
+def measure(model_dir: Path, *, episodes: int, repetitions: int, most: int = TURNS) -> list[Row]:
     """The rows, medians over the repetitions."""
     ours, theirs = Ours(model_dir), Theirs(model_dir, episodes)
-    data = {scene.name: rows(scene, episodes // SIBLINGS, most=most) for scene in SCENES}
-    warm = rows(SCENES[-1], episodes // SIBLINGS, most=1)
-    require_same_work(ours.play(warm), theirs.play(warm), warm)
-    times: dict[str, list[tuple[Played, Played]]] = {name: [] for name in data}
-    for repetition in range(repetitions):
-        for name, walks in data.items():
-            pair = ours.play(walks), theirs.play(walks)
-            require_same_work(*pair, walks)
-            times[name].append(pair)
-            told = "  ".join(
-                f"{side} {one.seconds:6.2f} s (cpu {one.cpu:5.2f})"
-                for side, one in zip(("turnwise", "trl"), pair, strict=True)
-            )
-            print(f"{repetition + 1}/{repetitions} {name:12s} {told}", flush=True)
-    out = []
-    for name, pairs in times.items():
-        mine, other = ([side.seconds for side in sides] for sides in zip(*pairs, strict=True))
-        out.append(_row(name, "s", statistics.median(mine), statistics.median(other)))
-        print(f"{name:12s} fastest: turnwise {min(mine):.2f} s, trl {min(other):.2f} s")
-    last = times[SCENES[-1].name][-1]
+
+    def play(walks: list[Row]) -> tuple[Played, Played]:
+        pair = ours.play(walks), theirs.play(walks)
+        require_same_work(*pair, walks)
+        return pair
+
+    play(
+        rows(SCENES[-1], episodes // SIBLINGS, most=1)
+    )  # What is compiled or cached at first is nobody's time.
+    pairs = sides.take_turns(sides.walks(episodes, most), play, repetitions=repetitions)
+    last = pairs[SCENES[-1].name][-1]
     counts = {
         "sampled_tokens": [sum(sum(one.sampled) for one in side.episodes) for side in last],
         "decode_slots": [side.slots for side in last],
         "prefilled_tokens": [side.prefilled for side in last],
     }
-    return out + [_row(name, "tokens", *pair) for name, pair in counts.items()]
-
-
-def _row(name: str, unit: str, ours: float, theirs: float) -> dict[str, object]:
-    return {
-        "name": name,
-        "unit": unit,
-        "ours": round(ours, 3),
-        "theirs": round(theirs, 3),
-        "ratio": round(theirs / ours, 2),
-    }
+    return [*sides.medians(pairs), *(sides.row(name, "tokens", *pair) for name, pair in counts.items())]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the rows here")
-    parser.add_argument("--episodes", type=int, default=32)
-    parser.add_argument("--reps", type=int, default=3, metavar="N", help="repetitions")
-    parser.add_argument("--turns", type=int, default=TURNS, metavar="N", help="calls of the longest walk")
-    parser.add_argument("--model", type=Path, metavar="DIR", help="keep the player here, and use it again")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as scratch:
-        model_dir = args.model or Path(scratch) / "model"
-        if not (model_dir / "config.json").exists():
-            print("teaching the player …", flush=True)
-            make_model(model_dir, most=args.turns)
-        table = measure(model_dir, episodes=args.episodes, repetitions=args.reps, most=args.turns)
-    for row in table:
-        print("{name:18s} turnwise {ours:>10}  trl {theirs:>10} {unit:7s} ×{ratio}".format(**row))
-    if args.json is not None:
-        args.json.write_text(json.dumps(table, indent=2) + "\n")
+    sides.run(__doc__, measure, argv)
 
 
 if __name__ == "__main__":

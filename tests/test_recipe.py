@@ -178,6 +178,15 @@ def test_no_file(tmp_path: Path) -> None:
         (["rl.optimizer.muon_lr=0.02"], "rl.optimizer.muon_lr: does nothing with rl.optimizer.kind=adamw"),
         (["sft.optimizer.muon_lr=0.02"], "sft.optimizer.muon_lr: does nothing with sft.optimizer.kind=adamw"),
         (["model.revision=main"], "model.revision: does nothing with model.scratch"),
+        (["model.quantization=nf4"], "model.quantization: weights in 4 bits are not trained themselves; add"),
+        (
+            ["model.quantization=fp4", "model.lora={}", "parallel.kind=fsdp"],
+            "model.quantization: fsdp cannot spread weights in 4 bits; use parallel.kind=ddp",
+        ),
+        (
+            ["model.quantization=nf4", "model.lora={}", "sft=null", "rl=null"],
+            "model.quantization: does nothing without sft or rl",
+        ),
         (["model.thinking=template"], "model.thinking: does nothing with model.scratch, whose own template"),
         (
             ["evaluate.sampling={temperature: 0.0, top_p: 0.9}"],

@@ -51,6 +51,9 @@ def test_keys_of_the_other_engine_do_nothing(recipe: Path) -> None:
 def test_ways_of_weights(recipe: Path) -> None:
     assert "model.lora is not set" in refused(recipe, "engine.weights=adapter")
     assert load_recipe(recipe, ["engine.weights=adapter", "model.lora={}"]).engine.weights == "adapter"
+    assert "model.quantization has others under its adapters" in refused(
+        recipe, "engine.weights=adapter", "model.lora={}", "model.quantization=nf4"
+    )
     assert "engine.nccl_port: does nothing" in refused(recipe, "engine.nccl_port=51216")
     assert load_recipe(recipe, ["engine.weights=nccl", "engine.nccl_port=51216"]).engine.nccl_port == 51216
     assert "engine.weights_dir: does nothing with engine.weights=nccl" in refused(

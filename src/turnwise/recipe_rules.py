@@ -53,6 +53,7 @@ def idle_keys(recipe: Recipe) -> dict[str, str]:
         if optimizer.kind == "adamw":
             idle[f"{stage}.optimizer.muon_lr"] = f"with {stage}.optimizer.kind=adamw"
     if recipe.sft is None and recipe.rl is None:
+        idle["model.quantization"] = "without sft or rl: what plays has whole weights"
         for key in ParallelConfig.model_fields:
             idle[f"parallel.{key}"] = "without sft or rl: nothing else is done by several processes"
     if recipe.rl is not None:
@@ -88,6 +89,10 @@ def _model(recipe: Recipe) -> Iterator[str]:
     if recipe.model.prompt == "text" and (recipe.model.scratch or recipe.sft):
         what = "model.scratch has a tokenizer for chats" if recipe.model.scratch else "sft learns from chats"
         yield f"model.prompt: {what}; leave it out, or leave out model.prompt=text"
+    if recipe.model.quantization is not None and recipe.model.lora is None:
+        yield "model.quantization: weights in 4 bits are not trained themselves; add model.lora, or remove it"
+    if recipe.model.quantization is not None and recipe.parallel.kind == "fsdp":
+        yield "model.quantization: fsdp cannot spread weights in 4 bits; use parallel.kind=ddp, or remove it"
 
 
 def _tasks(recipe: Recipe) -> Iterator[str]:

@@ -74,6 +74,11 @@ def _vllm(recipe: Recipe) -> Iterator[str]:
         yield f"engine.urls: a server is named twice in {', '.join(engine.urls)}; name each once"
     if engine.weights == "adapter" and recipe.model.lora is None:
         yield "engine.weights: adapter sends a LoRA adapter, and model.lora is not set; set it, or use file"
+    if engine.weights == "adapter" and recipe.model.quantization is not None:
+        yield (
+            "engine.weights: adapter leaves a server's own weights as they are, and model.quantization has "
+            "others under its adapters; use file"
+        )
     sampling = recipe.rl.sampling if recipe.rl else None
     for key in ("top_p", "top_k", "min_p"):
         if sampling is not None and getattr(sampling, key) != type(sampling).model_fields[key].default:

@@ -43,5 +43,5 @@ def test_a_missing_library_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_missing_extra_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.util, "find_spec", lambda name: None)
     extras = list(doctor._extras())
-    assert [one.state for one in extras] == ["info", "info"]
-    assert extras[0].remedy == "pip install 'turnwise[reasoning-gym]'"
+    assert [one.state for one in extras] == ["info", "info", "info"]
+    assert extras[1].remedy == "pip install 'turnwise[reasoning-gym]'"

@@ -8,13 +8,14 @@ from typing import Any
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from tests.compat.trainers import model, trainer, weights
 from tests.support.tokenizers import tiny_tokenizer
 from turnwise.compat.models import load_policy
 from turnwise.errors import LearnError, RecipeError
 
+FOUR_BITS = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
 LORA = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
@@ -75,10 +76,36 @@ def test_what_does_not_go_together_is_refused(saved: str, tmp_path: Path) -> Non
         load_policy(saved, peft_config={"r": 4})
     with pytest.raises(LearnError, match="cannot be loaded"):
         load_policy(str(tmp_path / "nowhere"))
-    loaded = AutoModelForCausalLM.from_pretrained(saved)
-    loaded.is_quantized = True
-    with pytest.raises(RecipeError, match="the model is quantized"):
-        load_policy(loaded)
+    with pytest.raises(RecipeError, match="4 bits cannot be trained themselves: add adapters"):
+        load_policy(saved, quantization_config=FOUR_BITS)
+    with pytest.raises(RecipeError, match=r"quantized by BitsAndBytesConfig.*use .*load_in_4bit=True"):
+        load_policy(saved, quantization_config=BitsAndBytesConfig(load_in_8bit=True), peft_config=LORA)
+    with pytest.raises(RecipeError, match="quantization_config is given twice"):
+        load_policy(saved, quantization_config=FOUR_BITS, init_kwargs={"quantization_config": FOUR_BITS})
+
+
+@pytest.mark.parametrize("live", [False, True], ids=["by name", "live"])
+def test_adapters_over_4_bits_are_trained_and_played(saved: str, tmp_path: Path, live: bool) -> None:
+    own: dict[str, Any] = {"given": saved, "quantization_config": FOUR_BITS}
+    if live:
+        own = {"given": AutoModelForCausalLM.from_pretrained(saved, quantization_config=FOUR_BITS)}
+        own["processing_class"] = tiny_tokenizer()
+    settings: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "beta": 0.1}
+    made = trainer(tmp_path / "out", peft_config=LORA, **own, **settings)
+    before = weights(made.model)
+    made.train()
+    for line in made.state.log_history[:-1]:
+        assert line["mismatch_max"] < 1e-3, "what played is what was trained"
+    assert made.state.log_history[0]["kl"] == pytest.approx(0, abs=1e-6)
+    moved = {name for name, one in weights(made.model).items() if not torch.equal(one, before[name])}
+    assert moved and all("lora_" in name for name in moved)
+    made.save_model(str(tmp_path / "adapters"))
+    base = AutoModelForCausalLM.from_pretrained(saved, quantization_config=FOUR_BITS)
+    again = weights(peft.PeftModel.from_pretrained(base, tmp_path / "adapters"))
+    assert all(torch.equal(again[name], one) for name, one in weights(made.model).items() if "lora_" in name)
+    more = trainer(tmp_path / "out", peft_config=LORA, **own, **settings | {"max_steps": 3})
+    more.train(resume_from_checkpoint=True)
+    assert more.state.global_step == 3
 
 
 def test_init_kwargs_reach_from_pretrained(saved: str) -> None:

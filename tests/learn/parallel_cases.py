@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tests.support.samples import random_sample
 from tests.support.tokenizers import tiny_tokenizer
 
 from turnwise.config import BatchConfig, LoraConfig, ModelConfig, OptimizerConfig, ParallelConfig
-from turnwise.errors import LearnError, TurnwiseError
+from turnwise.errors import LearnError, RecipeError, TurnwiseError
 from turnwise.learn.learner import Learner
 from turnwise.learn.losses import LossInputs, LossOutput, policy_loss, ppo
 from turnwise.learn.model import load_model
@@ -37,6 +37,7 @@ class Case:
     """More samples, without a token of loss."""
     micro_tokens: int = 40
     lora: LoraConfig | None = None
+    quantization: Literal["nf4"] | None = None
     optimizer: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, Any] = field(default_factory=dict)
     everything: bool = False
@@ -46,7 +47,7 @@ class Case:
 
     def opening(self, model: Path) -> Opening:
         return Opening(
-            model=ModelConfig(name=str(model), lora=self.lora),
+            model=ModelConfig(name=str(model), lora=self.lora, quantization=self.quantization),
             optimizer=OptimizerConfig(**{"lr": 1e-3, **self.optimizer}),
             rows=BatchConfig(**{"micro_tokens": self.micro_tokens, **self.rows}),
             total_steps=5,
@@ -69,6 +70,9 @@ CASES = {
     "lora": Case(lora=LoraConfig(r=4, alpha=8)),
     "lora, dropout, kl and entropy": Case(lora=LoraConfig(r=4, alpha=8, dropout=0.3), everything=True),
 }
+
+
+QUANTIZED = Case(lora=LoraConfig(r=4, alpha=8), quantization="nf4", everything=True)
 
 
 @dataclass
@@ -119,6 +123,18 @@ def outcome(learner: Learner, case: Case, updates: int = 2) -> Outcome:
 
 def outcomes(open_learner: Open, model: Path) -> dict[str, Outcome]:
     return {name: outcome(open_learner(case, model), case) for name, case in CASES.items()}
+
+
+def quantized(open_learner: Open, model: Path) -> Outcome:
+    return outcome(open_learner(QUANTIZED, model), QUANTIZED)
+
+
+def quantized_and_spread(open_learner: Open, model: Path) -> str:
+    try:
+        open_learner(QUANTIZED, model)
+    except RecipeError as refused:
+        return str(refused)
+    return ""
 
 
 def alone(case: Case, model: Path) -> Learner:

@@ -59,6 +59,14 @@ def test_an_update_is_that_of_one_process(name: str, everyones: dict[str, Outcom
     assert_same(everyones[name], wanted)
 
 
+def test_weights_in_4_bits_are_whole_in_every_process(model: Path) -> None:
+    case = parallel_cases.QUANTIZED
+    found = together(2, lead, "ddp", parallel_cases.quantized, model)[0]
+    assert_same(found, outcome(alone(case, model), case))
+    told = together(2, lead, "fsdp", parallel_cases.quantized_and_spread, model)[0]
+    assert "fsdp cannot spread weights in 4 bits" in told
+
+
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_a_loss_that_is_not_finite_in_one_process_is_refused_in_all(kind: str, model: Path) -> None:
     refused, no_gradient, moved, after = together(2, lead, kind, parallel_cases.refused_update, model)[0]

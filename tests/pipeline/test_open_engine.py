@@ -26,11 +26,11 @@ class Number(torch.nn.Module):
         self.config = Qwen3Config(vocab_size=VOCABULARY)
 
 
-def recipe(fake: FakeVllm, *, lora: bool = False, **engine: Any) -> Recipe:
+def recipe(fake: FakeVllm, *, lora: bool = False, bits: str | None = None, **engine: Any) -> Recipe:
     return Recipe.model_validate(
         {
             "name": "small",
-            "model": {"name": "some/model", "lora": {} if lora else None},
+            "model": {"name": "some/model", "lora": {} if lora else None, "quantization": bits},
             "environments": {"catch": {}},
             "engine": {"kind": "vllm", "urls": [fake.url], "start_seconds": 2.0, **engine},
         }
@@ -70,8 +70,9 @@ def test_a_recipe_with_lora_sends_adapters_alone(tmp_path: Path) -> None:
         async with fake_vllm(lora=False) as fake:
             with pytest.raises(EngineError, match="--enable-lora"):
                 await open_engine(recipe(fake, lora=True), "m", None, module=Number(0), directory=tmp_path)
-            whole = recipe(fake, lora=True, weights="file")
-            await (await open_engine(whole, "m", None, module=Number(0), directory=tmp_path)).aclose()
+            # Quantized ones are other weights than the server has, under the adapters too.
+            for whole in (recipe(fake, lora=True, weights="file"), recipe(fake, lora=True, bits="nf4")):
+                await (await open_engine(whole, "m", None, module=Number(0), directory=tmp_path)).aclose()
             model = Number(0)
             model.get_base_model = lambda: model  # type: ignore[assignment]
             with pytest.raises(RecipeError, match="comes with some"):

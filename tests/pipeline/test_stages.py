@@ -224,9 +224,14 @@ def test_every_mode_trains(copy: Path, changes: dict[str, Any]) -> None:
     assert metrics[-1]["version"] == 2
 
 
-@pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["whole", "lora"])
-def test_kl_to_where_rl_began(copy: Path, lora: dict[str, Any] | None) -> None:
-    metrics = train(copy, {"rl.kl": 0.05, "model.lora": lora, "rl.optimizer.lr": 5e-3}, steps=3)
+@pytest.mark.parametrize(
+    "model",
+    [{}, {"model.lora": {"r": 4}}, {"model.lora": {"r": 4}, "model.quantization": "nf4"}],
+    ids=["whole", "lora", "4 bits"],
+)
+def test_kl_to_where_rl_began(copy: Path, model: dict[str, Any]) -> None:
+    metrics = train(copy, {"rl.kl": 0.05, **model, "rl.optimizer.lr": 5e-3}, steps=3)
+    assert all(line["mismatch_max"] < 1e-3 for line in metrics), "learner and engine have the same weights"
     kl = [line["kl_reference"] for line in metrics]
     assert abs(kl[0]) < 1e-6, "at first the policy is the reference"
     assert kl[2] > 1e-6, kl

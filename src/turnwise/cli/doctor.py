@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import typer
 
 EXTRAS = {
+    "bitsandbytes": ("quantization", "model.quantization, weights in 4 bits under adapters"),
     "reasoning_gym": ("reasoning-gym", "environments reasoning_gym:<dataset>, over a hundred task families"),
     "trl": ("dev", "tests and benchmarks against TRL"),
 }

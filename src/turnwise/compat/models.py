@@ -14,6 +14,7 @@ from turnwise.chat.processing import Processing, sees
 from turnwise.errors import LearnError, RecipeError, boundary
 from turnwise.images import as_json
 from turnwise.learn.model import REFERENCE
+from turnwise.learn.quantized import quantized, require, trainable_under
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +34,13 @@ def load_policy(
         model: A name of the Hub, a path, a model of transformers, or a ``PeftModel``.
         init_kwargs: For ``from_pretrained``, of a model by name.
         trust_remote_code: Run code that comes with it.
-        quantization_config: For ``from_pretrained`` too.
+        quantization_config: For ``from_pretrained`` too; 4 bits by bitsandbytes, under ``peft_config``.
         peft_config: Adapters to train in place of all weights.
         seed: Of the adapters' first weights.
 
     Raises:
         RecipeError: Arguments exclude each other, or the model is stored in a type that cannot be trained.
+        MissingExtraError: bitsandbytes is needed.
         LearnError: ``transformers`` or ``peft`` cannot make it.
     """
     if isinstance(model, str):
@@ -47,6 +49,8 @@ def load_policy(
             raise RecipeError("quantization_config is given twice: leave it out of model_init_kwargs")
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
+        if getattr(kwargs.get("quantization_config"), "quant_method", None) == "bitsandbytes":
+            require()
         kwargs.setdefault("trust_remote_code", trust_remote_code)
         kwargs.setdefault("dtype", kwargs.pop("torch_dtype", torch.float32))
         with boundary(LearnError, f"the model {model} cannot be loaded"):
@@ -63,13 +67,9 @@ def load_policy(
         raise RecipeError(
             f"model is a name, a path or a model of transformers; found {type(loaded).__name__}"
         )
-    if getattr(loaded, "is_quantized", False) or getattr(loaded, "hf_quantizer", None) is not None:
-        raise RecipeError(
-            "the model is quantized: the learner keeps float32 weights, which the engine copies, and cannot "
-            "read these. Load it without quantization_config (with LoRA only the adapters take optimizer "
-            "memory), or with dequantize=True where the method has that"
-        )
     made = loaded if peft_config is None else _adapted(loaded, peft_config, seed)
+    if quantized(made):
+        trainable_under(made)
     for config in getattr(made, "peft_config", {}).values():
         _check_adapters(config)
     return made

@@ -94,6 +94,9 @@ class ModelConfig(Section):
     """Where the template drops earlier turns' thinking: ``keep`` what was sampled and bridge, or start a new
     segment with the ``template``'s own rendering, which is what inference servers send."""
     lora: LoraConfig | None = None
+    quantization: Literal["nf4", "fp4"] | None = None
+    """Hold what ``lora`` leaves frozen in 4 bits, an eighth of the memory; needs bitsandbytes. What plays are
+    the same weights, whole; where a stage begins, its model is quantized anew."""
     freeze_vision: bool = False
     """Leave a vision-language model's vision tower as it is; adapters are not put on it either."""
 

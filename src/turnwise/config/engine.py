@@ -41,7 +41,7 @@ class EngineConfig(Section):
     weights: WeightRoute | None = None
     """vllm: how new weights get there (docs/scaling.md). file: a safetensors file, read by Turnwise's plugin
     in the server; reload: the same, by vLLM itself; nccl: from GPU to GPU; adapter: the LoRA adapter alone.
-    If not set: adapter with ``model.lora``, else file."""
+    If not set: adapter with ``model.lora`` and no ``model.quantization``, else file."""
     weights_dir: str | None = None
     """vllm: a directory that this process and the servers see, for weights on their way; one of the system's
     temporary directories where it is not set, which other machines do not see."""

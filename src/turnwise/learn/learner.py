@@ -29,6 +29,7 @@ from turnwise.learn.batch import pack
 from turnwise.learn.losses import Loss, LossInputs, LossOutput
 from turnwise.learn.model import PolicyModel
 from turnwise.learn.optim import Optimizer
+from turnwise.learn.quantized import unquantized
 from turnwise.learn.weights import LiveWeights, load_saved, weights_to_save
 from turnwise.types import Batch, FloatArray, Sample, WeightSource
 
@@ -260,13 +261,15 @@ class Learner:
         Raises:
             StoreError: It could not be written.
         """
-        causal = self.model.causal
         weights = {
             name: tensor.detach().to("cpu", dtype).contiguous()
             for name, tensor in LiveWeights(self.model).tensors()
         }
         if not self.writes:
             return
+        causal = self.model.causal
+        if self.model.quantized:
+            causal = unquantized(causal, weights)
         with boundary(StoreError, f"writing {path}"), whole_directory(Path(path)) as directory:
             causal.save_pretrained(directory, state_dict=weights)
             if dtype is not None:

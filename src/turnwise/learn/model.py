@@ -1,8 +1,9 @@
 """`PolicyModel`: a causal language model as the learner uses it, from packed rows to logprobs.
 
-Weights are float32 masters: at a learning rate of 1e-6 a bfloat16 weight does not move. Compute in bfloat16
-is autocast's. What is taken for granted of a model family (its head, that documents in one row do not see
-each other) is tried once on a probe, with a slower path where it does not hold.
+Weights are float32 masters: at a learning rate of 1e-6 a bfloat16 weight does not move. What adapters leave
+frozen may be in 4 bits. Compute in bfloat16 is autocast's. What is taken for granted of a model family (its
+head, that documents in one row do not see each other) is tried once on a probe, with a slower path where it
+does not hold.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from turnwise.chat.vision import Vision
 from turnwise.config import ModelConfig
 from turnwise.errors import LearnError, RecipeError, boundary
 from turnwise.learn.logprobs import Head, LogitFunction, Scored, token_logprobs
+from turnwise.learn.quantized import four_bits, quantized, trainable_under
 from turnwise.learn.shards import Sharded
 from turnwise.learn.vision import Sight, freeze_tower
 from turnwise.types import Batch
@@ -59,6 +61,8 @@ class PolicyModel:
         self.compute_dtype = compute_dtype
         self.module: Any = module.to(self.device)
         self.lora = hasattr(module, "peft_config")
+        self.quantized = quantized(module)
+        """Whether what is frozen is in 4 bits."""
         self.causal: Any = module.get_base_model() if self.lora else module
         self._sight = Sight(self.causal, vision)
         self._frozen: PolicyModel | None = None
@@ -290,15 +294,22 @@ def load_model(
     device = torch.device(device)
     compute = config.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     revision = {"revision": config.revision} if path is None and config.revision else {}
+    bits = {}
+    if config.quantization is not None:
+        bits = {
+            "quantization_config": four_bits(config.quantization, getattr(torch, compute)),
+            "device_map": {"": device},  # The bits are made where they stay.
+        }
     if module is None:
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
         with boundary(LearnError, f"the model {source} cannot be loaded"):
             auto = AutoModelForImageTextToText if sees(str(source), **revision) else AutoModelForCausalLM
             module = auto.from_pretrained(
-                str(source), dtype=torch.float32, attn_implementation=config.attention, **revision
+                str(source), dtype=torch.float32, attn_implementation=config.attention, **revision, **bits
             )
-    module = module.float()
+    if not quantized(module):
+        module = module.float()
     if config.freeze_vision:
         freeze_tower(module)
     if config.lora is not None:
@@ -321,6 +332,8 @@ def load_model(
                     task_type="CAUSAL_LM",
                 ),
             )
+    if quantized(module):
+        module = trainable_under(module)
     return PolicyModel(module, device=device, compute_dtype=getattr(torch, compute), vision=vision)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from turnwise.errors import LearnError, boundary
 from turnwise.learn.model import PolicyModel
+from turnwise.learn.quantized import matrices, widened
 from turnwise.learn.shards import spread, whole
 
 
@@ -35,11 +36,16 @@ class LiveWeights:
             adapted = {
                 name: part for name, part in self._model.causal.named_modules() if isinstance(part, LoraLayer)
             }
+        four_bits = {f"{name}.weight": part for name, part in matrices(self._model.causal).items()}
         seen: set[int] = set()
         for key, tensor in self._model.causal.state_dict(keep_vars=True).items():
             owner, _, rest = key.partition(".base_layer.")
             tied = id(tensor) in seen
             seen.add(id(tensor))
+            if key in four_bits:
+                tensor = widened(four_bits[key])
+            elif f"{key.rpartition('.weight.')[0]}.weight" in four_bits:
+                continue  # How the bits are to be read.
             if rest:
                 layer, key = adapted[owner], f"{owner}.{rest}"
                 if rest == "weight":

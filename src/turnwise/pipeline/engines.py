@@ -43,6 +43,7 @@ async def open_engine(
     if recipe.engine.kind == "vllm":
         return await _vllm(recipe, name, revision, module, directory)
     from turnwise.engines.transformers import TransformersEngine
+    from turnwise.learn.quantized import quantized, unquantized
 
     config = recipe.engine
     options: dict[str, Any] = {
@@ -54,6 +55,9 @@ async def open_engine(
         "prefill_tokens": config.prefill_tokens,
         "vision": vision,
     }
+    if module is not None and quantized(module):
+        plain = await asyncio.to_thread(lambda: unquantized(module, dict(_weights_of(module).tensors())))
+        return await asyncio.to_thread(TransformersEngine, plain, **options)
     if hasattr(module, "merge_and_unload"):  # It plays with one matrix where the learner has two more.
         merged = await asyncio.to_thread(lambda: copy.deepcopy(module).merge_and_unload())
         return await asyncio.to_thread(TransformersEngine, merged, copy=False, **options)
@@ -68,6 +72,7 @@ async def _vllm(recipe: Recipe, name: str, revision: str | None, module: Any, di
     config = recipe.engine
     # Adapters that a model comes with are part of its version 0: beside it they would count twice.
     adapted = hasattr(module, "get_base_model")
+    exact = recipe.model.lora is not None and recipe.model.quantization is None and not adapted
     if adapted and config.weights == "adapter":
         raise RecipeError(
             "engine.weights: adapter sends adapters that start from nothing, and this model comes with some; "
@@ -80,7 +85,7 @@ async def _vllm(recipe: Recipe, name: str, revision: str | None, module: Any, di
         revision=revision,
         config=None if module is None else module.config,
         initial=None if module is None else _weights_of(module),
-        weights=config.weights or ("adapter" if recipe.model.lora is not None and not adapted else "file"),
+        weights=config.weights or ("adapter" if exact else "file"),
         weights_dir=config.weights_dir,
         nccl_port=config.nccl_port,
         dtype=recipe.model.dtype or default_dtype(None),

@@ -37,7 +37,7 @@ READ_BY = {
     "init": ("model.scratch*",),
     "collect": ("collect.*",),
     "sft": ("sft.*", "model.name", "model.revision", "model.scratch*"),
-    "rl": ("rl.*", "model.name", "model.revision", "model.scratch*", "model.lora*"),
+    "rl": ("rl.*", "model.name", "model.revision", "model.scratch*", "model.lora*", "model.quantization"),
     "evaluate": ("evaluate.*",),
 }
 """Keys that nobody reads any more once the stage is finished."""

@@ -61,7 +61,8 @@ async def rl(run: Run) -> None:
         step, counts, stopped = await _redo(run, config, learner, source, selector)
         if step < config.steps and not stopped:
             async with run.engine(model) as engine:
-                if learner.version:
+                # An engine reads weights as they were before any update, and before they were rounded.
+                if learner.version or learner.model.quantized:
                     await engine.load_weights(learner.publish(), learner.version)
                 policy = ModelPolicy(engine, run.renderer(model))
                 await run.given.watcher.playing(policy)

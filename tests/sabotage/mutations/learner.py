@@ -182,6 +182,22 @@ MUTATIONS: tuple[Mutation, ...] = (
         ),
     ),
     Mutation(
+        name="export_says_it_is_quantized",
+        why="whole weights are written beside a configuration of 4 bits, by which nobody can read them",
+        file="learn/learner.py",
+        old="if self.model.quantized:",
+        new="if False:",
+        tests=("tests/learn/test_quantized.py::test_an_export_is_an_ordinary_model",),
+    ),
+    Mutation(
+        name="engine_plays_unrounded_weights",
+        why="what plays in the first step is the model before it was quantized",
+        file="pipeline/rl.py",
+        old="if learner.version or learner.model.quantized:",
+        new="if learner.version:",
+        tests=("tests/pipeline/test_stages.py::test_kl_to_where_rl_began",),
+    ),
+    Mutation(
         name="tied_weights_saved_untied",
         why="a checkpoint holds its embeddings twice, and they come apart",
         file="learn/weights.py",

@@ -1,0 +1,134 @@
+"""Weights in 4 bits, frozen under adapters that are trained (QLoRA).
+
+bitsandbytes holds them, in an eighth of float32's memory. What is trained and what plays is the same model:
+an engine gets the whole matrices that the bits stand for, with the adapters merged.
+
+Source: QLoRA, https://arxiv.org/abs/2305.14314.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from turnwise.errors import LearnError, MissingExtraError, RecipeError, boundary
+
+PURPOSE = "a model in 4 bits"
+
+
+def four_bits(kind: str, compute: torch.dtype) -> Any:
+    """A ``quantization_config`` for ``from_pretrained``.
+
+    Args:
+        kind: ``nf4`` or ``fp4``. The scales of the blocks are quantized too.
+        compute: What the matrices are widened to, one at a time, as they are used.
+
+    Raises:
+        MissingExtraError: bitsandbytes is not installed.
+    """
+    require()
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+def require() -> None:
+    """See to it that bitsandbytes is there.
+
+    Raises:
+        MissingExtraError: It is not.
+    """
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("bitsandbytes", "quantization", PURPOSE) from None
+
+
+def quantized(module: Any) -> bool:
+    """Whether some of a model's weights are in fewer bits than they are trained in."""
+    causal = module.get_base_model() if hasattr(module, "get_base_model") else module
+    return getattr(causal, "hf_quantizer", None) is not None or bool(getattr(causal, "is_quantized", False))
+
+
+def matrices(module: nn.Module) -> dict[str, nn.Module]:
+    """The layers whose weights are in 4 bits, by name."""
+    if not quantized(module):
+        return {}
+    from bitsandbytes.nn.modules import Linear4bit
+
+    return {name: part for name, part in module.named_modules() if isinstance(part, Linear4bit)}
+
+
+def widened(layer: Any) -> Tensor:
+    """The matrix ``[out, in]`` that a layer of 4 bits stands for, in float32."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+
+
+def trainable_under(module: Any) -> Any:
+    """A quantized model with adapters, made ready to be trained: what is not in 4 bits is float32.
+
+    Raises:
+        RecipeError: Its bits are of another kind, or there are no adapters to train.
+    """
+    causal = module.get_base_model() if hasattr(module, "get_base_model") else module
+    method = getattr(causal.config, "quantization_config", None)
+    four = matrices(causal)
+    if not four or not getattr(causal, "is_loaded_in_4bit", False):
+        raise RecipeError(
+            f"the model is quantized by {type(method).__name__}, which no engine here plays exactly as it is "
+            "trained; use BitsAndBytesConfig(load_in_4bit=True) with peft_config, or load it unquantized "
+            "(dequantize=True where the method has that)"
+        )
+    if causal is module:
+        raise RecipeError(
+            "weights in 4 bits cannot be trained themselves: add adapters (peft_config=LoraConfig(…), or "
+            "model.lora in a recipe), or load the model without quantization"
+        )
+    for layer in four.values():
+        # On processors with AVX512-BF16 its forward without gradients repacks the bits in place, after which
+        # it computes in bfloat16, and has no gradient either.
+        cast(Any, layer).support_avx512bf16_for_cpu = False
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    return module
+
+
+def unquantized(module: Any, weights: Mapping[str, Tensor]) -> Any:
+    """A model of the same architecture around whole weights.
+
+    Args:
+        module: Quantized, with or without adapters.
+        weights: What `turnwise.learn.weights.LiveWeights` gives of it; they are not copied.
+
+    Raises:
+        LearnError: It cannot be made from the model's configuration, or lacks a weight.
+    """
+    causal = module.get_base_model() if hasattr(module, "get_base_model") else module
+    config = copy.deepcopy(causal.config)
+    del config.quantization_config
+    with boundary(LearnError, f"an unquantized {type(causal).__name__} cannot be made"):
+        with torch.device("meta"):
+            plain = type(causal)(config)
+        plain.load_state_dict(weights, strict=False, assign=True)
+        plain.tie_weights()
+        for name, buffer in causal.named_buffers():  # Such as frequencies, which no checkpoint has.
+            owner, _, own = name.rpartition(".")
+            part = plain.get_submodule(owner)
+            if own in part._buffers:
+                part._buffers[own] = buffer
+    missing = [name for name, one in (*plain.named_parameters(), *plain.named_buffers()) if one.is_meta]
+    if missing:
+        raise LearnError(f"an unquantized {type(causal).__name__} lacks {', '.join(missing[:3])}")
+    return plain.eval()

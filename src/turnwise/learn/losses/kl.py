@@ -29,11 +29,6 @@ from torch import Tensor
 from turnwise.config import KlEstimator
 
 
-def k1(difference_N: Tensor, ratio_N: Tensor) -> Tensor:
-    """``d``. Its value is the divergence's in expectation; as a loss it does nothing."""
-    return difference_N
-
-
 def k2(difference_N: Tensor, ratio_N: Tensor) -> Tensor:
     """``d² / 2``."""
     return difference_N.square() / 2

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import hashlib
 import socket
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,8 +57,9 @@ async def open_engine(
         "vision": vision,
     }
     if module is not None and quantized(module):
-        plain = await asyncio.to_thread(lambda: unquantized(module, dict(_weights_of(module).tensors())))
-        return await asyncio.to_thread(TransformersEngine, plain, **options)
+        weights = partial(_copied, _weights_of(module), options["dtype"])
+        plain = await asyncio.to_thread(lambda: unquantized(module, weights()))
+        return await asyncio.to_thread(TransformersEngine, plain, copy=False, **options)
     if hasattr(module, "merge_and_unload"):  # It plays with one matrix where the learner has two more.
         merged = await asyncio.to_thread(lambda: copy.deepcopy(module).merge_and_unload())
         return await asyncio.to_thread(TransformersEngine, merged, copy=False, **options)
@@ -104,6 +106,13 @@ def _weights_of(module: Any) -> WeightSource:
     # peft marks the model that it puts adapters into, too.
     view: Any = SimpleNamespace(causal=causal, lora=hasattr(causal, "peft_config"))
     return LiveWeights(view)
+
+
+def _copied(source: WeightSource, dtype: str) -> dict[str, Any]:
+    """All weights in the engine's type, made one by one: in the learner's they might not fit beside it."""
+    import torch
+
+    return {name: one.to(getattr(torch, dtype), copy=True) for name, one in source.tensors()}
 
 
 def default_device() -> str:

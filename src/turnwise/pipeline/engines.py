@@ -6,7 +6,6 @@ import asyncio
 import copy
 import hashlib
 import socket
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,9 +46,10 @@ async def open_engine(
     from turnwise.learn.quantized import quantized, unquantized
 
     config = recipe.engine
+    dtype = config.dtype or recipe.model.dtype or default_dtype(config.device)
     options: dict[str, Any] = {
         "device": config.device or default_device(),
-        "dtype": config.dtype or recipe.model.dtype or default_dtype(config.device),
+        "dtype": dtype,
         "max_sequences": config.max_sequences,
         "max_context": config.max_context,
         "kv_tokens": config.kv_tokens,
@@ -57,8 +57,7 @@ async def open_engine(
         "vision": vision,
     }
     if module is not None and quantized(module):
-        weights = partial(_copied, _weights_of(module), options["dtype"])
-        plain = await asyncio.to_thread(lambda: unquantized(module, weights()))
+        plain = await asyncio.to_thread(lambda: unquantized(module, _copied(_weights_of(module), dtype)))
         return await asyncio.to_thread(TransformersEngine, plain, copy=False, **options)
     if hasattr(module, "merge_and_unload"):  # It plays with one matrix where the learner has two more.
         merged = await asyncio.to_thread(lambda: copy.deepcopy(module).merge_and_unload())

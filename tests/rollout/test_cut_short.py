@@ -97,26 +97,26 @@ class Slow(Answer):
     """An environment whose state takes its time, by row."""
 
     async def state_key(self) -> str:
-        await asyncio.sleep(5 * self.task.get("slow", 0))
+        await asyncio.sleep(30 * self.task.get("slow", 0))
         return "only"
 
 
 @pytest.mark.parametrize("turn", [0, 1])
 def test_time_that_ran_out_before_the_first_reply_says_nothing_of_the_policy(turn):
     async def slow(context):
-        await asyncio.sleep(5 if context.turn == turn else 0)
+        await asyncio.sleep(30 if context.turn == turn else 0)
         return calls(call("look"))
 
-    done = play(ScriptedPolicy(slow), arena(Answer, limits={"seconds": 0.2}))
+    done = play(ScriptedPolicy(slow), arena(Answer, limits={"seconds": 1.2}))
     if turn == 0:
         assert done.stop_reason is StopReason.POLICY_FAILED and done.reward is None and done.rewards == {}
-        assert "0.2 s ran out before the policy said anything" in done.error.message
+        assert "1.2 s ran out before the policy said anything" in done.error.message
         assert "raise limits.seconds" in done.error.message and done.error.where == "policy script"
     else:
         assert done.stop_reason is StopReason.TIME_LIMIT and done.reward == 0.5, "scored and kept"
 
 
 def test_time_that_an_environment_used_up_before_the_first_reply_is_its_own_fault():
-    done = play(ScriptedPolicy(["3"]), arena(Slow, limits={"seconds": 0.2}), task={"slow": 1})
+    done = play(ScriptedPolicy(["3"]), arena(Slow, limits={"seconds": 1.2}), task={"slow": 1})
     assert done.stop_reason is StopReason.ENV_FAILED and done.reward is None
-    assert "state_key: the episode's 0.2 s ran out" in done.error.message
+    assert "state_key: the episode's 1.2 s ran out" in done.error.message

@@ -30,7 +30,7 @@ def completion(content=None, *tool_calls, finish="stop", **message):
 @contextmanager
 def server(*answers):
     """Serves the answers in order, the last one for ever; yields its URL and the requests it got."""
-    requests, left = [], list(answers)
+    requests, left, released = [], list(answers), threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -43,7 +43,7 @@ def server(*answers):
                 self.close_connection = True
                 return
             if answer == "hang":
-                time.sleep(0.5)
+                released.wait(30)
                 answer = completion("late")
             status, payload, *headers = answer
             data = payload.encode() if isinstance(payload, str) else json.dumps(payload).encode()
@@ -64,6 +64,7 @@ def server(*answers):
     try:
         yield f"http://127.0.0.1:{httpd.server_port}/v1", requests
     finally:
+        released.set()
         httpd.shutdown()
         httpd.server_close()
         thread.join()
@@ -154,7 +155,7 @@ def test_what_will_not_pass_is_not_tried_again():
 
 def test_a_request_has_a_deadline():
     with server("hang") as (url, _):
-        done = play(url, seconds=0.05, retries=1)
+        done = play(url, seconds=0.5, retries=1)
     assert done.stop_reason is StopReason.POLICY_FAILED and "ReadTimeout" in done.error.message
 
 

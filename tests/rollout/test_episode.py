@@ -136,7 +136,7 @@ def test_seconds_ran_out_while_the_policy_thinks_is_scored_by_the_environment_an
         def step(self, reply: str) -> Step:
             return Step("go on", reward=0.25)
 
-    done = play(ScriptedPolicy(slow), arena(Two, limits={"seconds": 0.1}))
+    done = play(ScriptedPolicy(slow), arena(Two, limits={"seconds": 1.2}))
     assert done.stop_reason is StopReason.TIME_LIMIT and done.error is None
     assert len(done.turns) == 1
     assert done.rewards == {"steps": Reward(value=0.25), "reward": Reward(value=0.5)}
@@ -152,14 +152,14 @@ def test_seconds_run_out_for_those_who_never_wait():
             time.sleep(0.01)
             return "done"
 
-    where = arena(Busy, limits={"seconds": 0.05})
+    where = arena(Busy, limits={"seconds": 0.5})
     done = play(ScriptedPolicy(lambda context: calls(call("work"))), where)
-    assert done.stop_reason is StopReason.TIME_LIMIT and 1 <= len(done.turns) < 50
+    assert done.stop_reason is StopReason.TIME_LIMIT and 1 <= len(done.turns) < 100
 
 
 def test_seconds_ran_out_in_an_async_tool_keeps_what_was_done():
     replies = [calls(call("tip", amount=0.5)), calls(call("price", item="tea"), call("wait", seconds=30))]
-    done = play(ScriptedPolicy(replies), arena(limits={"seconds": 0.2}))
+    done = play(ScriptedPolicy(replies), arena(limits={"seconds": 1.2}))
     assert done.stop_reason is StopReason.TIME_LIMIT
     assert [len(turn.tool_results) for turn in done.turns] == [1, 1]
     assert done.reward == 0.5
@@ -167,14 +167,14 @@ def test_seconds_ran_out_in_an_async_tool_keeps_what_was_done():
 
 def test_a_tool_that_overruns_its_deadline_and_can_be_stopped_is_an_observation():
     replies = [calls(call("wait", seconds=30)), "3"]
-    done = play(ScriptedPolicy(replies), arena(limits={"call_seconds": 0.05}))
+    done = play(ScriptedPolicy(replies), arena(limits={"call_seconds": 0.5}))
     assert done.stop_reason is StopReason.TERMINATED and done.reward == 1.0
     assert done.metrics["tool_errors/timeout"] == 1
 
 
 def test_a_policy_that_makes_a_tool_hang_is_truncated_scored_and_never_excluded():
-    replies = [calls(call("run", seconds=0)), calls(call("run", seconds=0.6))]
-    done = play(ScriptedPolicy(replies), arena(Blocking, limits={"call_seconds": 0.1}))
+    replies = [calls(call("run", seconds=0)), calls(call("run", seconds=3))]
+    done = play(ScriptedPolicy(replies), arena(Blocking, limits={"call_seconds": 0.5}))
     assert done.stop_reason is StopReason.TIME_LIMIT
     assert (done.stop_reason.truncated, done.stop_reason.failed) == (True, False)
     assert done.rewards == {"steps": Reward(value=0.25)}, "the environment cannot be asked any more"
@@ -184,7 +184,7 @@ def test_a_policy_that_makes_a_tool_hang_is_truncated_scored_and_never_excluded(
 
 def test_a_hang_before_anything_was_paid_is_worth_nothing_and_still_scored():
     done = play(
-        ScriptedPolicy([calls(call("run", seconds=0.6))]), arena(Blocking, limits={"call_seconds": 0.1})
+        ScriptedPolicy([calls(call("run", seconds=3))]), arena(Blocking, limits={"call_seconds": 0.5})
     )
     assert done.rewards == {"steps": Reward(value=0.0)} and done.reward == 0.0
 
@@ -207,7 +207,7 @@ class SlowReset(Env):
     def reset(self, task):
         import time
 
-        time.sleep(0.6)
+        time.sleep(3)
         return "late"
 
     def reward(self):
@@ -218,8 +218,8 @@ class SlowReset(Env):
     ("env_class", "limits", "said"),
     [
         (Unready, {}, "RuntimeError: no such world"),
-        (SlowReset, {"call_seconds": 0.1}, "did not return within 0.1 s"),
-        (SlowReset, {"seconds": 0.1}, "the episode's 0.1 s ran out"),
+        (SlowReset, {"call_seconds": 0.5}, "did not return within 0.5 s"),
+        (SlowReset, {"seconds": 0.5}, "the episode's 0.5 s ran out"),
     ],
 )
 def test_a_reset_that_fails_is_excluded_with_its_reason(env_class, limits, said):
@@ -302,10 +302,11 @@ def test_the_names_of_our_own_rewards_are_kept_for_them(name):
 
 
 def test_a_cancelled_episode_reaches_the_sink_once_with_what_was_done():
-    where, seen = arena(), []
+    where, seen, waits = arena(), [], asyncio.Event()
 
     async def stuck(context: Context) -> Message:
         if context.turn:
+            waits.set()
             await asyncio.sleep(30)
         return calls(call("tip", amount=1))
 
@@ -315,7 +316,7 @@ def test_a_cancelled_episode_reaches_the_sink_once_with_what_was_done():
                 order(), arena=where, policy=ScriptedPolicy(stuck), sampling=Sampling(), sink=seen.append
             )
         )
-        await asyncio.sleep(0.05)
+        await waits.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

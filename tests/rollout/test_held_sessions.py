@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 from tests.support.rollouts import Shop, arena, call, calls
@@ -140,13 +141,13 @@ def test_cancelling_while_playing_or_scoring_gives_every_environment_back():
 
 @pytest.mark.parametrize("where_it_fails", ["function", "sink", "episode", "hang"])
 def test_failures_give_every_environment_back(where_it_fails):
+    released = threading.Event()
+
     def score(environments, completions):
         if where_it_fails == "function":
             raise ValueError("broken")
         if where_it_fails == "hang":
-            import time
-
-            time.sleep(0.3)
+            released.wait(30)
         return [0.0] * len(completions)
 
     def sink(trajectory):
@@ -157,7 +158,7 @@ def test_failures_give_every_environment_back(where_it_fails):
         return calls(call("lose")) if where_it_fails == "episode" else "3"
 
     async def main():
-        where = arena(Stage, functions=[function(score, seconds=0.1)])
+        where = arena(Stage, functions=[function(score, seconds=0.5)])
         playing = group(where, ScriptedPolicy(script), sink)
         if where_it_fails == "sink":
             with pytest.raises(OSError, match="disk full"):
@@ -170,6 +171,7 @@ def test_failures_give_every_environment_back(where_it_fails):
         await where.aclose()
 
     asyncio.run(main())
+    released.set()
     assert Stage.live == 0 and Stage.most == 3
 
 

@@ -21,8 +21,8 @@ from turnwise.rollout.policy import Context
 from turnwise.types import Finish, Message, Reply, Step, ToolCall
 
 WIN = 1.0
-CALL_SECONDS = 0.3
-HANG = 0.6
+CALL_SECONDS = 0.5
+HANG = 2.0
 
 
 class Casino(Env):

@@ -229,7 +229,7 @@ def test_environments_do_not_wait_for_each_other():
         await asyncio.gather(*(env.close() for env in envs))
         return seconds
 
-    assert asyncio.run(play()) < 2.0  # 4.0 in series
+    assert asyncio.run(play()) < 3.5  # 4.0 in series
 
 
 def test_an_environment_of_coroutines_has_no_thread():
@@ -243,10 +243,10 @@ def test_an_environment_of_coroutines_has_no_thread():
             return "gone"
 
     async def play():
-        env = await session(Quick)
+        env = await make(Quick, name="threadless").open(Limits())
         await env.reset({}, 0)
         assert (await env.call(call("go"))).content == "gone"
-        assert threads_of("Quick") == 0
+        assert threads_of("threadless") == 0
         await env.close()
 
     asyncio.run(play())
@@ -257,7 +257,7 @@ def test_threads_end_with_their_environment():
         env = await make(Shop, name="ending").open(Limits())
         assert threads_of("ending") == 1
         await env.close()
-        env._thread._thread.join(1)
+        env._thread._thread.join(10)
         assert threads_of("ending") == 0
 
     asyncio.run(play())
@@ -462,7 +462,7 @@ class Closing(Env):
     @tool
     def wait(self) -> str:
         """Wait."""
-        time.sleep(0.1)
+        time.sleep(0.6)
         return "done"
 
     @tool
@@ -503,7 +503,9 @@ def test_a_failing_constructor_is_an_env_error():
         spec = make(Closing, name="failing", args={"log": [], "fails": True})
         with pytest.raises(EnvError, match="environment failing: constructor: OSError: no such game"):
             await spec.open(spec.limits)
-        await asyncio.sleep(0.2)
+        deadline = time.monotonic() + 10
+        while threads_of("failing") and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
         assert threads_of("failing") == 0
 
     asyncio.run(play())

@@ -250,8 +250,9 @@ class Scoped(Env):
         return "go"
 
     async def step(self, reply: str) -> Step:
-        with anyio.fail_after(1 if reply == "quick" else 0.01):
-            await asyncio.sleep(0.05)
+        quick = reply == "quick"
+        with anyio.fail_after(10 if quick else 0.01):
+            await asyncio.sleep(0.05 if quick else 60)
         return Step(SEEN.get())
 
     async def close(self) -> None:
@@ -265,7 +266,8 @@ CLOSED: list[str] = []
 
 @on_a_loop
 async def test_scopes_are_left_in_the_task_that_entered_them(caplog: pytest.LogCaptureFixture) -> None:
-    session = await make(Scoped).open(Limits(call_seconds=5))
+    CLOSED.clear()
+    session = await make(Scoped).open(Limits(call_seconds=20))
     await session.reset({}, 0)
     assert (await session.step(Message.assistant("quick"))).observation == "set in reset"
     assert (await session.step(Message.assistant("slow"))).info == {"error": "raised"}
@@ -295,7 +297,7 @@ async def stubborn_env(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[A
         async def close(self) -> None:
             CLOSED.append("late")
 
-    session = await make(Stubborn).open(Limits(call_seconds=0.05))
+    session = await make(Stubborn).open(Limits(call_seconds=0.5))
     await session.reset({}, 0)
     yield session, free
 
@@ -310,7 +312,7 @@ async def test_a_stuck_environment_is_closed_when_its_call_ends(monkeypatch: pyt
         await session.close()
         assert not CLOSED
         free.set()
-        for _ in range(100):
+        for _ in range(1000):
             await asyncio.sleep(0.01)
             if CLOSED:
                 break

@@ -192,7 +192,10 @@ class SlowObservation(Observation):
 
 
 class Slow(Environment[SlowAction, SlowObservation, State]):
-    """Answers with the number that it was given, after as many seconds as a tenth of it."""
+    """Answers with the number that it was given: after a tenth of a second for each of its last digit's.
+
+    Below 0 it is seconds.
+    """
 
     SUPPORTS_CONCURRENT_SESSIONS = True
     made: ClassVar[list[Slow]] = []
@@ -208,7 +211,7 @@ class Slow(Environment[SlowAction, SlowObservation, State]):
         return SlowObservation(number=seed or 0)
 
     def step(self, action: SlowAction, timeout_s: float | None = None, **_: Any) -> SlowObservation:
-        time.sleep(action.number % 10 / 10)
+        time.sleep(action.number % 10 / 10 if action.number >= 0 else -action.number)
         return SlowObservation(number=action.number, reward=float(action.number))
 
     @property

@@ -32,6 +32,8 @@ from turnwise.rollout.policy import Context
 from turnwise.rollout.scoring import RewardFunction
 from turnwise.types import Message, Sampling, StopReason, ToolCall, Trajectory
 
+HANG = -3
+"""`Slow` takes three seconds over it."""
 ROUND = 10
 """`Slow` waits a tenth of a second for each of the last digit's: these numbers are answered at once."""
 
@@ -105,9 +107,9 @@ def test_a_tenth_of_all_replies_comes_too_late(server: Serving) -> None:
 def test_a_line_stays_in_step_when_replies_come_late(server: Serving) -> None:
     """The same connection goes on: a late reply is dropped, and the next request has its own."""
 
-    async def ask(socket: EnvSocket, number: int) -> bool:
+    async def ask(socket: EnvSocket, number: int, seconds: float = 0.15) -> bool:
         try:
-            reply = await socket.ask({"type": "step", "data": {"number": number}}, seconds=0.15)
+            reply = await socket.ask({"type": "step", "data": {"number": number}}, seconds=seconds)
         except EnvHungError:
             return False
         assert reply["data"]["observation"] == {"number": number}
@@ -119,7 +121,7 @@ def test_a_line_stays_in_step_when_replies_come_late(server: Serving) -> None:
         kept = [await ask(socket, number) for number in range(0, 40 * ROUND, ROUND)]
         proxy.delayed = 0.0
         await until(lambda: socket.usable)
-        assert await ask(socket, 7770)
+        assert await ask(socket, 7770, seconds=10)
         await socket.close()
         return kept
 
@@ -133,11 +135,11 @@ def test_a_line_stays_in_step_when_replies_come_late(server: Serving) -> None:
 def test_silence_is_nobodys_fault_and_a_hanging_call_is_the_policys(server: Serving, hangs: str) -> None:
     async def main(url: str) -> list[Trajectory]:
         spec = spec_of(url)
-        arena = Arena("slow", spec, limits=replace(spec.limits, max_turns=3, call_seconds=0.3))
+        arena = Arena("slow", spec, limits=replace(spec.limits, max_turns=3, call_seconds=0.6))
 
         def act(context: Context) -> Message:
             proxy.silent = hangs == "network" and context.turn == 1
-            return Message.assistant("", said(9 if hangs == "environment" and context.turn == 1 else 0))
+            return Message.assistant("", said(HANG if hangs == "environment" and context.turn == 1 else 0))
 
         order = GroupOrder(id="g/0", env="slow", task={}, seed=1, size=2)
         group = await play_group(
@@ -163,13 +165,13 @@ def test_siblings_take_turns_on_a_server_with_one_place() -> None:
 
     async def main(url: str) -> list[Trajectory]:
         spec = spec_of(url)
-        limits = replace(spec.limits, max_turns=2, call_seconds=0.8, seconds=1.5)
+        limits = replace(spec.limits, max_turns=2, call_seconds=1.5, seconds=2.4)
         function = RewardFunction(function=score, name="score", seconds=60.0)
         arena = Arena("slow", spec, limits=limits, functions=[function])
 
         def act(context: Context) -> Message:
             # One that hangs, so that its connection is of no more use; the others half a second a turn.
-            return Message.assistant("", said(9 if context.session.endswith("s0") else 4))
+            return Message.assistant("", said(HANG if context.session.endswith("s0") else 5))
 
         order = GroupOrder(id="g/0", env="slow", task={}, seed=1, size=4)
         async with asyncio.timeout(30):
@@ -188,10 +190,10 @@ def test_siblings_take_turns_on_a_server_with_one_place() -> None:
 def test_half_of_a_connection_is_gone(server: Serving, way: str) -> None:
     async def main(url: str) -> None:
         spec = spec_of(url)
-        limits = replace(spec.limits, call_seconds=1.0)
+        limits = replace(spec.limits, call_seconds=2.0)
         sessions = await asyncio.gather(*(spec.open(limits) for _ in range(8)))
         await asyncio.gather(*(one.reset({}, 0) for one in sessions))
-        calls = [asyncio.ensure_future(one.call(said(5))) for one in sessions]  # Half a second each.
+        calls = [asyncio.ensure_future(one.call(said(HANG))) for one in sessions]
         await asyncio.sleep(0.1)
         if way == "silent":
             proxy.silent = True

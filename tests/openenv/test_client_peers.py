@@ -190,11 +190,11 @@ def test_a_loss_there_is_a_loss_here(url: str) -> None:
 
 def test_a_tool_that_is_too_slow_is_told_by_the_server_and_the_episode_goes_on() -> None:
     served = hosted(Fair)
-    served.limits = replace(served.limits, call_seconds=0.3)
+    served.limits = replace(served.limits, call_seconds=0.8)
 
     async def main(url: str) -> None:
         spec = make(url)
-        session = await spec.open(replace(spec.limits, call_seconds=0.3))
+        session = await spec.open(replace(spec.limits, call_seconds=0.8))
         await session.reset({"colour": "red"}, 0)
         result = await session.call(act("wait", seconds=20.0))
         assert result.error == "timeout" and session.alive
@@ -210,10 +210,10 @@ def test_a_deadline_of_this_side(url: str, monkeypatch: pytest.MonkeyPatch) -> N
 
     async def main() -> None:
         spec = make(url)
-        session = await spec.open(replace(spec.limits, call_seconds=0.2))
+        session = await spec.open(replace(spec.limits, call_seconds=0.5))
         await session.reset({"colour": "red"}, 0)
         with pytest.raises(EnvHungError):
-            await session.call(act("wait", seconds=1.0))
+            await session.call(act("wait", seconds=3.0))
         assert not session.alive
         assert (await session.reset({"colour": "blue"}, 0))[0].text.startswith("blue")
         assert (await session.call(act("pay"))).content == "here"

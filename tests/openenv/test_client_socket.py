@@ -34,6 +34,13 @@ async def connected(answers: Answers) -> AsyncIterator[EnvSocket]:
             await socket.close()
 
 
+async def closed(socket: EnvSocket) -> None:
+    deadline = asyncio.get_running_loop().time() + 10
+    while socket.is_open:
+        assert asyncio.get_running_loop().time() < deadline, "it stays open"
+        await asyncio.sleep(0.005)
+
+
 async def ask(socket: EnvSocket, number: int, seconds: float = 5.0) -> Any:
     reply = await socket.ask({"type": "step", "data": {"number": number}}, seconds=seconds)
     return reply["data"]
@@ -105,7 +112,7 @@ def test_two_replies_to_one_request() -> None:
     async def main() -> None:
         async with connected(answers) as socket:
             assert await ask(socket, 1) == 1
-            await asyncio.sleep(0.05)
+            await closed(socket)
             with pytest.raises(EnvLostError, match="a frame of type 'observation' that nobody asked for"):
                 await ask(socket, 2)
 
@@ -212,7 +219,7 @@ def test_a_message_that_is_told_before_the_end() -> None:
 
     async def main() -> None:
         async with connected(answers) as socket:
-            await asyncio.sleep(0.05)
+            await closed(socket)
             with pytest.raises(EnvLostError, match="the server closed the session: 1 of 1 are in use"):
                 await ask(socket, 1)
             assert socket.notice is not None
@@ -261,7 +268,7 @@ def test_a_web_server_of_another_kind() -> None:
         async with await asyncio.start_server(web, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
             with pytest.raises(RefusedError, match="HTTP 404 at /ws: no OpenEnv server"):
-                await EnvSocket.open(f"http://127.0.0.1:{port}", seconds=1)
+                await EnvSocket.open(f"http://127.0.0.1:{port}", seconds=10)
 
     asyncio.run(main())
 

@@ -377,14 +377,14 @@ def test_constructors_take_what_openenvs_take(url: str, monkeypatch: pytest.Monk
 
 def test_a_late_reply_never_answers_another_call(url: str) -> None:
     async def play() -> None:
-        async with ByHand(url, message_timeout_s=0.4) as env:
+        async with ByHand(url, message_timeout_s=0.8) as env:
             await env.reset(seed=1)
             with pytest.raises(TimeoutError, match="message_timeout_s"):
-                await env.step(Add(number=5, sleep=1.0))
+                await env.step(Add(number=5, sleep=2.0))
             result = await env.reset(seed=2)  # openenv-core returns the step's total, 6, here
             assert result.observation.total == 2
             assert (await env.step(Add(number=1))).observation.total == 3
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(1.5)
             assert (await env.step(Add(number=1))).observation.total == 4
 
     asyncio.run(play())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -431,7 +433,7 @@ def test_a_session_that_is_ended_during_a_call_closes_after_it(how: str) -> None
             async def wait() -> str:
                 """Wait."""
                 told.append("begins")
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(1.2)
                 told.append("ends")
                 return "waited"
 
@@ -452,6 +454,9 @@ def test_a_session_that_is_ended_during_a_call_closes_after_it(how: str) -> None
             else:
                 await http.post("/mcp", json=rpc("openenv/session/close", session_id=name))
             assert (await waiting).json()["result"]["data"] == "waited"
+            deadline = time.monotonic() + 10
+            while "closed" not in told and time.monotonic() < deadline:
+                await asyncio.sleep(0.01)
             assert told == ["ends", "closed"]
 
     asyncio.run(play())
@@ -586,6 +591,9 @@ def test_mcp_frames_share_the_environment_of_their_socket() -> None:
 
 
 def test_others_sessions_play_on_while_a_tool_is_slow() -> None:
+    begun, free = threading.Event(), threading.Event()
+    ran: list[str] = []
+
     class Slow(Bare):
         SUPPORTS_CONCURRENT_SESSIONS = True
 
@@ -593,10 +601,14 @@ def test_others_sessions_play_on_while_a_tool_is_slow() -> None:
             super().__init__()
 
             @self.tool()
-            async def wait(seconds: float) -> str:
+            async def wait(how: str) -> str:
                 """Wait."""
-                await asyncio.sleep(seconds)
-                return f"{seconds}"
+                if how == "slow":
+                    begun.set()
+                    while not free.is_set():
+                        await asyncio.sleep(0.01)
+                ran.append(how)
+                return how
 
     async def play() -> None:
         async with serving(create_app(Slow, None, None)) as url, httpx.AsyncClient(base_url=url) as http:
@@ -604,17 +616,22 @@ def test_others_sessions_play_on_while_a_tool_is_slow() -> None:
             for _ in range(2):
                 made = (await http.post("/mcp", json=rpc("openenv/session/create"))).json()
                 names.append(made["result"]["session_id"])
-            done: list[str] = []
 
-            async def wait(name: str, seconds: float) -> None:
-                body = rpc("tools/call", name="wait", arguments={"seconds": seconds}, session_id=name)
-                done.append((await http.post("/mcp", json=body)).json()["result"]["data"])
+            async def wait(name: str, how: str) -> None:
+                body = rpc("tools/call", name="wait", arguments={"how": how}, session_id=name)
+                assert (await http.post("/mcp", json=body)).json()["result"]["data"] == how
 
-            slow = asyncio.create_task(wait(names[0], 0.5))
-            await asyncio.sleep(0.1)
+            slow = asyncio.create_task(wait(names[0], "slow"))
+            while not begun.is_set():
+                await asyncio.sleep(0.01)
             # Calls of one session come one after the other, whoever is quicker.
-            await asyncio.gather(slow, wait(names[0], 0.0), wait(names[1], 0.01))
-            assert done == ["0.01", "0.5", "0.0"]
+            behind = asyncio.create_task(wait(names[0], "behind"))
+            await asyncio.sleep(0.1)
+            await wait(names[1], "another's")
+            assert ran == ["another's"]
+            free.set()
+            await asyncio.gather(slow, behind)
+            assert ran == ["another's", "slow", "behind"]
 
     asyncio.run(play())
 

@@ -89,7 +89,7 @@ def test_a_failed_start_says_why_and_leaves_nothing(
 ) -> None:
     provider = LocalDockerProvider()
     with pytest.raises(error, match=said):
-        provider.wait_for_ready(provider.start_container(image), timeout_s=1.0)
+        provider.wait_for_ready(provider.start_container(image), timeout_s=3.0 if image == "mute" else 30.0)
     assert not docker.containers
     url = provider.start_container("web-shop")  # it can be used again
     provider.wait_for_ready(url)

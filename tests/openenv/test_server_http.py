@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import ClassVar
 
@@ -275,14 +276,17 @@ def test_the_longest_idle_gives_way_and_only_when_it_is_needed(monkeypatch: pyte
         time.sleep(1.2)
         assert len(server.sessions.live) == 3  # Nobody needs theirs.
         assert reset_on_a_socket(server.url, 5) == "observation"
+        started = time.monotonic()
         assert [state(name) for name in ("second", "third", "first")] == [404, 200, 200]
         # Those were used just now, so who comes waits until one of them is idle for as long.
         httpx.post(f"{server.url}/reset", json={"episode_id": "second"})
         assert state("second") == 200
-        started = time.monotonic()
         assert reset_on_a_socket(server.url, 5) == "observation"
-        assert time.monotonic() - started > 0.5
-        assert len(server.sessions.live) == 2
+        assert time.monotonic() - started > 0.9
+        end = time.monotonic() + 10
+        while len(server.sessions.live) != 2:  # The socket's own session ends after it.
+            assert time.monotonic() < end
+            time.sleep(0.01)
 
 
 class Slow(Env):
@@ -297,7 +301,7 @@ class Slow(Env):
     @tool
     async def wait(self) -> str:
         """Wait."""
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.5)
         return "waited"
 
     def close(self) -> None:
@@ -309,11 +313,12 @@ def at_once(url: str, *bodies: dict[str, object], path: str = "/reset") -> list[
     """The answers to requests of clients that know nothing of each other."""
 
     async def play() -> list[httpx.Response]:
-        async def one(body: dict[str, object]) -> httpx.Response:
-            async with httpx.AsyncClient(base_url=url, timeout=30) as client:
-                return await client.post(path, json=body)
-
-        return await asyncio.gather(*map(one, bodies))
+        async with AsyncExitStack() as stack:
+            # All are made before the first asks: each takes a while.
+            made = [httpx.AsyncClient(base_url=url, timeout=30) for _ in bodies]
+            clients = [await stack.enter_async_context(one) for one in made]
+            asking = (client.post(path, json=body) for client, body in zip(clients, bodies, strict=True))
+            return await asyncio.gather(*asking)
 
     return asyncio.run(play())
 
@@ -341,7 +346,7 @@ def test_idle_environments_that_close_slowly_close_together() -> None:
         while server.sessions.live or len(Slow.closing) < 4:
             assert time.monotonic() < end
             time.sleep(0.01)
-    assert max(Slow.closing) - min(Slow.closing) < 0.6  # One after another they begin 1.2 s apart.
+    assert max(Slow.closing) - min(Slow.closing) < 1.1  # One after another they begin 1.2 s apart.
 
 
 def test_one_episodes_requests_are_slowed_down_and_only_so_many_wait() -> None:

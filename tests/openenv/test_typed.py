@@ -26,6 +26,7 @@ from tests.openenv.serving import serving
 from tests.openenv.written import PACKAGES, TYPED, written
 
 from turnwise.cli.env_serve import served_as
+from turnwise.envs import thread as threads
 from turnwise.envs.thread import abandoned_threads
 from turnwise.errors import ActionError, EnvError, EnvHungError, EnvSpecError
 from turnwise.openenv import typed_session
@@ -291,15 +292,15 @@ def test_what_is_no_answer_is_an_error_of_the_environment(value: str, said: str)
 
 def test_a_step_that_hangs_ends_its_environment_and_no_other() -> None:
     async def play() -> None:
-        env = TypedEnv(Odd, Anything, Seen, call_seconds=0.2)
+        env = TypedEnv(Odd, Anything, Seen, call_seconds=0.5)
         hung, other = await env.open(), await env.open()
-        with pytest.raises(EnvHungError, match=r"did not return within 0\.2 s"):
+        with pytest.raises(EnvHungError, match=r"did not return within 0\.5 s"):
             await hung.step({"value": "hang"})
         with pytest.raises(EnvHungError, match="hangs in an earlier call"):
             await hung.step({"value": "true"})
         began = time.perf_counter()
         await hung.close()
-        assert time.perf_counter() - began < 0.5
+        assert time.perf_counter() - began < 2.0  # Its step goes on for 2.5 s.
         assert (await other.step({"value": "true"})).reward == 1.0
         await other.close()
 
@@ -315,8 +316,8 @@ def test_a_coroutine_that_overruns_is_stopped_and_its_environment_goes_on() -> N
             return Seen(value=action.value)
 
     async def play() -> None:
-        session = await TypedEnv(Slow, Anything, Seen, call_seconds=0.1).open()
-        with pytest.raises(EnvError, match=r"did not finish within 0\.1 s"):
+        session = await TypedEnv(Slow, Anything, Seen, call_seconds=0.5).open()
+        with pytest.raises(EnvError, match=r"did not finish within 0\.5 s"):
             await session.step({"value": "slow"})
         with pytest.raises(EnvError, match="cancelled itself"):
             await session.step({"value": "cancelled"})
@@ -344,23 +345,29 @@ def test_timeout_s_reaches_a_step_that_takes_it() -> None:
 
 
 def test_a_constructor_that_raises_or_is_slow_is_its_own_sessions_alone() -> None:
+    slow, begun, free = (threading.Event() for _ in range(3))
+    freed: list[bool] = []
+
     class Heavy(Odd):
         def __init__(self) -> None:
             super().__init__()
-            time.sleep(0.4)
+            if slow.is_set():
+                begun.set()
+                freed.append(free.wait(20))
 
     async def play() -> None:
         async with serving(create_app(Heavy, Anything, Seen)) as url, GenericEnvClient(url) as env:
             await env.reset()
+            slow.set()
             opening = asyncio.create_task(GenericEnvClient(url).reset())
-            slowest = 0.0
-            while not opening.done():
-                began = time.perf_counter()
-                await env.step({"value": "true"})
-                slowest = max(slowest, time.perf_counter() - began)
+            while not begun.is_set():
                 await asyncio.sleep(0.01)
-            assert slowest < 0.2
+            for _ in range(3):
+                assert (await env.step({"value": "true"})).reward == 1.0
+            assert not opening.done()
+            free.set()
             await opening
+            assert freed == [True]
 
         def broken() -> Any:
             raise OSError("no display")
@@ -372,14 +379,14 @@ def test_a_constructor_that_raises_or_is_slow_is_its_own_sessions_alone() -> Non
 
 
 class Heavy(Odd):
-    """Slow to make, slow to step, slow to close."""
+    """Slow to make, slow to step, slow to close: until it is free to."""
 
-    seconds: ClassVar = {"make": 0.0, "close": 0.0}
+    free: ClassVar = {"make": threading.Event(), "close": threading.Event()}
     log: ClassVar[list[str]] = []
 
     def __init__(self) -> None:
         super().__init__()
-        time.sleep(self.seconds["make"])
+        self.free["make"].wait(30)
         self.log.append("made")
 
     def step(self, action: Anything) -> Seen:
@@ -388,7 +395,7 @@ class Heavy(Odd):
 
     def close(self) -> None:
         self.log.append("closed")
-        time.sleep(self.seconds["close"])
+        self.free["close"].wait(30)
 
 
 class OneForAll(Heavy):
@@ -398,14 +405,15 @@ class OneForAll(Heavy):
 @pytest.fixture
 def heavy(monkeypatch: pytest.MonkeyPatch) -> type[Heavy]:
     monkeypatch.setattr(Heavy, "log", [])
-    monkeypatch.setattr(Heavy, "seconds", {"make": 0.0, "close": 0.0})
+    for event in Heavy.free.values():
+        event.set()
     monkeypatch.setattr(typed_session, "CLOSE_SECONDS", 0.1)
     monkeypatch.setattr(typed_session, "TURN_SECONDS", 0.1)
     return Heavy
 
 
 async def settled(log: list[str], expected: list[str]) -> None:
-    end = time.monotonic() + 5
+    end = time.monotonic() + 10
     while log != expected and time.monotonic() < end:
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)
@@ -415,8 +423,8 @@ async def settled(log: list[str], expected: list[str]) -> None:
 @pytest.mark.parametrize("ended", ["cancelled", "overran"])
 def test_one_that_nobody_waits_for_any_more_is_closed_when_it_is_made(heavy: type[Heavy], ended: str) -> None:
     async def play() -> None:
-        heavy.seconds["make"] = 0.5
-        env = TypedEnv(heavy, Anything, call_seconds=9.0 if ended == "cancelled" else 0.1)
+        heavy.free["make"].clear()
+        env = TypedEnv(heavy, Anything, call_seconds=20.0 if ended == "cancelled" else 0.1)
         opening = asyncio.create_task(env.open())
         await asyncio.sleep(0.05)
         if ended == "cancelled":
@@ -424,6 +432,7 @@ def test_one_that_nobody_waits_for_any_more_is_closed_when_it_is_made(heavy: typ
         with pytest.raises((asyncio.CancelledError, EnvHungError)):
             await opening
         assert heavy.log == []
+        heavy.free["make"].set()
         await settled(heavy.log, ["made", "closed"])
 
     asyncio.run(play())
@@ -431,12 +440,13 @@ def test_one_that_nobody_waits_for_any_more_is_closed_when_it_is_made(heavy: typ
 
 def test_a_close_that_overruns_is_not_done_again(heavy: type[Heavy]) -> None:
     async def play() -> None:
-        heavy.seconds["close"] = 0.3
+        heavy.free["close"].clear()
         session = await TypedEnv(heavy, Anything).open()
         await session.close()
-        assert abandoned_threads() >= 1
-        await asyncio.sleep(0.5)
-        await settled(heavy.log, ["made", "closed"])
+        assert abandoned_threads() == len(threads._abandoned) and session._thread in threads._abandoned
+        heavy.free["close"].set()
+        session._thread._thread.join(10)
+        assert not session._thread.alive and heavy.log == ["made", "closed"]
 
     asyncio.run(play())
 
@@ -445,25 +455,25 @@ def test_on_a_thread_for_all_a_close_that_waits_for_anothers_step_harms_nobody(h
     async def play() -> None:
         env = TypedEnv(OneForAll, Anything, call_seconds=5.0)
         first, second = await env.open(), await env.open()
-        stepping = asyncio.create_task(first.step({"value": 0.6}))
+        stepping = asyncio.create_task(first.step({"value": 2.5}))
         await asyncio.sleep(0.05)
         began = time.perf_counter()
         await second.close()
-        assert time.perf_counter() - began < 0.5
+        assert time.perf_counter() - began < 2.0 and not stepping.done()
         await stepping
         await first.step({"value": 0.0})
         await settled(heavy.log, ["made", "made", "closed"])
         await first.close()
-        assert heavy.log == ["made", "made", "closed", "closed"]
+        await settled(heavy.log, ["made", "made", "closed", "closed"])
 
     asyncio.run(play())
 
 
 def test_on_a_thread_for_all_a_step_s_clock_starts_with_it(heavy: type[Heavy]) -> None:
     async def play() -> None:
-        env = TypedEnv(OneForAll, Anything, call_seconds=0.4)
+        env = TypedEnv(OneForAll, Anything, call_seconds=1.6)
         sessions = [await env.open() for _ in range(4)]
-        await asyncio.gather(*(session.step({"value": 0.2}) for session in sessions))
+        await asyncio.gather(*(session.step({"value": 0.5}) for session in sessions))
         for session in sessions:
             await session.close()
 
@@ -475,14 +485,14 @@ def test_a_thread_for_all_that_hangs_is_told_at_once_and_all_are_closed_when_it_
 ) -> None:
     async def play() -> None:
         before = abandoned_threads()  # Of other tests, which may come to an end meanwhile.
-        env = TypedEnv(OneForAll, Anything, call_seconds=0.2)
+        env = TypedEnv(OneForAll, Anything, call_seconds=0.5)
         hung, waiting, idle = [await env.open() for _ in range(3)]
-        steps = [asyncio.create_task(hung.step({"value": 1.0}))]
+        steps = [asyncio.create_task(hung.step({"value": 2.0}))]
         await asyncio.sleep(0.1)
         steps.append(asyncio.create_task(waiting.step({"value": 0.0})))
         told = await asyncio.gather(*steps, return_exceptions=True)
         assert [type(one) for one in told] == [EnvHungError, EnvHungError]
-        assert "0.2 s" in str(told[0]) and "an earlier call" in str(told[1])
+        assert "0.5 s" in str(told[0]) and "an earlier call" in str(told[1])
         began = time.perf_counter()
         with pytest.raises(EnvHungError, match="thread was stopped"):
             await idle.step({"value": 0.0})
@@ -494,9 +504,8 @@ def test_a_thread_for_all_that_hangs_is_told_at_once_and_all_are_closed_when_it_
         await settled(heavy.log, ["made"] * 4 + ["closed"] * 4)
         deadline = time.monotonic() + 10
         while abandoned_threads() > before and time.monotonic() < deadline:
-            await asyncio.sleep(
-                0.01
-            )  # The last `close` has written its line, and its thread may still be in it.
+            # The last `close` has written its line, and its thread may still be in it.
+            await asyncio.sleep(0.01)
         assert abandoned_threads() <= before
 
     asyncio.run(play())

@@ -38,7 +38,7 @@ def collecting(do: list[str], **changes: Any) -> Any:
 
 
 def test_tools_that_raise_hang_return_objects_or_ten_megabytes(tmp_path: Path) -> None:
-    limits = {"environments.wrong.limits": {"call_seconds": 1.0, "max_observation": 1000}}
+    limits = {"environments.wrong.limits": {"call_seconds": 2.0, "max_observation": 1000}}
     wanted = ["raise", "object", "huge", "hang"]
     made = collecting(wanted, **limits, **{"engine.max_context": 1024})
     began = time.monotonic()

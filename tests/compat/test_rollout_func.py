@@ -468,7 +468,7 @@ def test_leaving_ends_the_call_and_every_episode_reaches_the_sink(sync):
         left.set()
 
     asyncio.run(main())
-    for _ in range(200):
+    for _ in range(1000):
         if errors:
             break
         time.sleep(0.01)

@@ -23,6 +23,11 @@ def fresh() -> Iterator[None]:
     faults._counts.clear()
 
 
+def told(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """By Turnwise: asyncio may have something to say of an earlier test's tasks."""
+    return [one for one in caplog.records if one.name.startswith("turnwise")]
+
+
 class Broken(Environment[Action, Observation, State]):
     SUPPORTS_CONCURRENT_SESSIONS = True
 
@@ -50,7 +55,7 @@ def test_an_authors_error_is_logged_with_its_traceback(env: type, caplog: pytest
         assert 'return {}["no such key"]' in caplog.text and __file__ in caplog.text
         caplog.clear()
         http.post("/step", json={"action": {"unknown": 1}})  # The client's mistake.
-        assert caplog.text == ""
+        assert told(caplog) == []
 
 
 def test_the_same_error_is_counted(caplog: pytest.LogCaptureFixture) -> None:
@@ -59,11 +64,11 @@ def test_the_same_error_is_counted(caplog: pytest.LogCaptureFixture) -> None:
         for _ in range(99):
             with pytest.raises(EnvError):
                 await session.step({})
-        assert [len(one.getMessage().splitlines()) > 5 for one in caplog.records] == [True, False]
-        assert "(10 times so far)" in caplog.records[-1].getMessage()
+        assert [len(one.getMessage().splitlines()) > 5 for one in told(caplog)] == [True, False]
+        assert "(10 times so far)" in told(caplog)[-1].getMessage()
         with pytest.raises(EnvError):
             await session.step({})
-        assert "(100 times so far)" in caplog.records[-1].getMessage()
+        assert "(100 times so far)" in told(caplog)[-1].getMessage()
         await session.close()
 
     asyncio.run(play())
@@ -97,12 +102,12 @@ def test_what_a_turnwise_environment_raises_is_told_too(caplog: pytest.LogCaptur
         assert http.post("/reset").status_code == 200
         for _ in range(9):
             assert http.post("/step", json={"action": call}).json()["observation"]["error"]
-        assert len(caplog.records) == 1
+        assert len(told(caplog)) == 1
         assert "tool price: KeyError" in caplog.text and 'return {"tea": 3}[item]' in caplog.text
         caplog.clear()
         http.post("/step", json={"action": {"type": "reply", "text": "bye"}})
         assert "reward: ZeroDivisionError" in caplog.text and __file__ in caplog.text
-    assert all(one.levelno == logging.WARNING for one in caplog.records)
+    assert all(one.levelno == logging.WARNING for one in told(caplog))
 
 
 class ShopClosed(Shop):
@@ -153,10 +158,10 @@ def test_a_factory_that_fails_is_told_as_that(caplog: pytest.LogCaptureFixture) 
         tries.append(1)
         raise ConnectionError("the service is not up yet")
 
-    with pytest.raises(EnvError, match="ConnectionError: the service is not up yet") as told:
+    with pytest.raises(EnvError, match="ConnectionError: the service is not up yet") as raised:
         create_app(make, Action, Observation, max_concurrent_envs=8)
-    assert isinstance(told.value.__cause__, ConnectionError) and not isinstance(told.value, EnvSpecError)
-    assert caplog.text == "" and len(tries) == 1
+    assert isinstance(raised.value.__cause__, ConnectionError) and not isinstance(raised.value, EnvSpecError)
+    assert told(caplog) == [] and len(tries) == 1
     for most in (None, 1):
         caplog.clear()
         assert create_app(make, Action, Observation, max_concurrent_envs=most).state.sessions.limit == 1

@@ -224,7 +224,7 @@ def leaky(places: int) -> FastAPI:
 
 
 def test_places_that_do_not_come_back_are_a_leak() -> None:
-    report = look(leaky(12), sessions=4, seconds=1.0)
+    report = look(leaky(12), sessions=4, seconds=2.5)
     found = outcomes(report)
     assert found["dropped"] == "error", report
     assert found["bad_action"] == found["episode_id"] == "warning"

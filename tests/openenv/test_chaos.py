@@ -135,7 +135,7 @@ def test_a_line_stays_in_step_when_replies_come_late(server: Serving) -> None:
 def test_silence_is_nobodys_fault_and_a_hanging_call_is_the_policys(server: Serving, hangs: str) -> None:
     async def main(url: str) -> list[Trajectory]:
         spec = spec_of(url)
-        arena = Arena("slow", spec, limits=replace(spec.limits, max_turns=3, call_seconds=0.6))
+        arena = Arena("slow", spec, limits=replace(spec.limits, max_turns=3, call_seconds=1.5))
 
         def act(context: Context) -> Message:
             proxy.silent = hangs == "network" and context.turn == 1
@@ -165,7 +165,7 @@ def test_siblings_take_turns_on_a_server_with_one_place() -> None:
 
     async def main(url: str) -> list[Trajectory]:
         spec = spec_of(url)
-        limits = replace(spec.limits, max_turns=2, call_seconds=1.5, seconds=2.4)
+        limits = replace(spec.limits, max_turns=2, call_seconds=2.2, seconds=2.9)
         function = RewardFunction(function=score, name="score", seconds=60.0)
         arena = Arena("slow", spec, limits=limits, functions=[function])
 

@@ -78,8 +78,12 @@ def test_what_does_not_go_together_is_refused(saved: str, tmp_path: Path) -> Non
         load_policy(str(tmp_path / "nowhere"))
     with pytest.raises(RecipeError, match="4 bits cannot be trained themselves: add adapters"):
         load_policy(saved, quantization_config=FOUR_BITS)
-    with pytest.raises(RecipeError, match=r"quantized by BitsAndBytesConfig.*use .*load_in_4bit=True"):
+    with pytest.raises(RecipeError, match=r"by bitsandbytes in 8 bits.*load_in_4bit=True"):
         load_policy(saved, quantization_config=BitsAndBytesConfig(load_in_8bit=True), peft_config=LORA)
+    as_dict = {"quantization_config": {"load_in_4bit": True}}
+    assert hasattr(load_policy(saved, init_kwargs=as_dict, peft_config=LORA), "peft_config")
+    with pytest.raises(RecipeError, match="the adapters are LoRA with lora_bias"):
+        load_policy(saved, peft_config=peft.LoraConfig(**LORA.to_dict() | {"lora_bias": True}))
     with pytest.raises(RecipeError, match="quantization_config is given twice"):
         load_policy(saved, quantization_config=FOUR_BITS, init_kwargs={"quantization_config": FOUR_BITS})
 

@@ -247,3 +247,16 @@ def test_images_are_refused_by_name() -> None:
     sample = replace(samples_of([9])[0], images=("ab" * 32,))
     with pytest.raises(LearnError, match="t0 has images"):
         PolicyModel(tiny_qwen3(hidden=32)).logprobs(pack([sample], micro_tokens=16)[0], chunk=8)
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_adapters_on_a_tied_end_are_refused(target: str, tmp_path: Path) -> None:
+    """Merged into the matrix that both share, they would move what they are not on."""
+    for tie in (True, False):
+        tiny_qwen3(hidden=32, tie=tie).save_pretrained(tmp_path / "base")
+        config = ModelConfig(name=str(tmp_path / "base"), lora=LoraConfig(target_modules=["q_proj", target]))
+        if tie:
+            with pytest.raises(RecipeError, match="on embeddings that are tied to the head"):
+                load_model(config, device="cpu")
+        else:
+            assert load_model(config, device="cpu").lora

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +14,23 @@ import torch
 from tests.learn.test_learner import REINFORCE, learner, samples_of, weights
 from tests.support.models import tiny_qwen3
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Qwen3ForCausalLM,
+)
 
 from turnwise.config import LoraConfig, ModelConfig
+from turnwise.engines.transformers import TransformersEngine
 from turnwise.errors import LearnError, RecipeError
 from turnwise.learn.learner import Learner
 from turnwise.learn.model import PolicyModel, load_model
 from turnwise.learn.quantized import matrices, unquantized, widened
 from turnwise.learn.weights import LiveWeights
+from turnwise.types import Sampling
 
 
 @pytest.fixture
@@ -163,11 +173,74 @@ def test_a_whole_model_around_its_weights(tmp_path: Path, tie: bool, adapted: bo
         unquantized(module, weights)
 
 
-def test_what_cannot_be_trained_is_refused(base: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("storage", ["uint8", "bfloat16"])
+def test_the_type_that_weights_came_in_changes_nothing(
+    base: Path, dtype: torch.dtype, storage: str, tmp_path: Path
+) -> None:
+    bits = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_storage=storage, bnb_4bit_compute_dtype=torch.float32
+    )
+    loaded = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, quantization_config=bits)
+    model = load_model(ModelConfig(name=str(base), lora=LoraConfig(r=4)), module=loaded, device="cpu")
+    ours = learner(model)
+    for mine, theirs in zip(
+        ours.logprobs(samples_of()), learner(plain(ours)).logprobs(samples_of()), strict=True
+    ):
+        np.testing.assert_allclose(mine, theirs, atol=2e-5)
+
+
+def test_how_a_model_generates_is_exported_too(base: Path, tmp_path: Path) -> None:
+    GenerationConfig(eos_token_id=[1, 2], temperature=0.6, do_sample=True).save_pretrained(base)
+    trained(base).export(tmp_path / "whole")
+    found = GenerationConfig.from_pretrained(tmp_path / "whole")
+    assert (found.eos_token_id, found.temperature) == ([1, 2], 0.6)
+
+
+@pytest.mark.parametrize("eight", [False, True], ids=["4 bits", "8 bits"])
+def test_a_model_that_was_saved_quantized_is_played_whole(base: Path, tmp_path: Path, eight: bool) -> None:
+    config = BitsAndBytesConfig(load_in_8bit=eight, load_in_4bit=not eight)
+    bits = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, quantization_config=config)
+    bits.save_pretrained(tmp_path / "bits")
+
+    async def greedy() -> list[int]:
+        async with await TransformersEngine.load(
+            str(tmp_path / "bits"), dtype="float32", device="cpu", max_context=64
+        ) as engine:
+            return list((await engine.generate([1, 2, 3], Sampling(temperature=0.0, max_tokens=8))).ids)
+
+    whole = bits.dequantize(dtype=torch.float32).generate(
+        torch.tensor([[1, 2, 3]]), max_new_tokens=8, do_sample=False
+    )
+    assert asyncio.run(greedy()) == whole[0, 3:].tolist()
+    named = ModelConfig(name=str(tmp_path / "bits"), lora=LoraConfig(), quantization="nf4")
+    with pytest.raises(RecipeError, match=r"is nf4, and the model was saved quantized, by bitsandbytes"):
+        load_model(named, device="cpu")
+    alone = named.model_copy(update={"quantization": None})
+    if eight:
+        with pytest.raises(RecipeError, match=r"quantized by bitsandbytes in 8 bits.*with whole weights"):
+            load_model(alone, device="cpu")
+    else:
+        assert len(matrices(load_model(alone, device="cpu").causal)) == 14
+
+
+def test_what_cannot_be_trained_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="cannot be trained themselves: add adapters"):
         load_model(ModelConfig(name=str(base), quantization="nf4"), device="cpu")
     eight = AutoModelForCausalLM.from_pretrained(
         base, dtype=torch.float32, quantization_config=BitsAndBytesConfig(load_in_8bit=True)
     )
-    with pytest.raises(RecipeError, match=r"quantized by BitsAndBytesConfig.*use .*load_in_4bit=True"):
-        load_model(ModelConfig(name=str(base), lora=LoraConfig()), module=eight, device="cpu")
+    adapted = ModelConfig(name=str(base), lora=LoraConfig())
+    with pytest.raises(RecipeError, match=r"quantized by bitsandbytes in 8 bits.*load_in_4bit=True"):
+        load_model(adapted, module=eight, device="cpu")
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=512, n_embd=64, n_layer=1, n_head=4))
+    gpt2.save_pretrained(tmp_path / "gpt2")
+    transposed = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "gpt2", dtype=torch.float32, quantization_config=BitsAndBytesConfig(load_in_4bit=True)
+    )
+    with pytest.raises(RecipeError, match="the matrices of GPT2LMHeadModel are transposed"):
+        load_model(adapted, module=transposed, device="cpu")
+    tied = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=["q_proj"])
+    head = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, quantization_config=tied)
+    with pytest.raises(RecipeError, match="add 'lm_head' to llm_int8_skip_modules"):
+        load_model(adapted, module=head, device="cpu")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.utils import is_torchvision_available
 
 from turnwise.chat.processing import Processing, sees
@@ -49,7 +50,9 @@ def load_policy(
             raise RecipeError("quantization_config is given twice: leave it out of model_init_kwargs")
         if quantization_config is not None:
             kwargs["quantization_config"] = quantization_config
-        if getattr(kwargs.get("quantization_config"), "quant_method", None) == "bitsandbytes":
+        if isinstance(bits := kwargs.get("quantization_config"), dict):
+            kwargs["quantization_config"] = bits = AutoQuantizationConfig.from_dict(dict(bits))
+        if getattr(bits, "quant_method", None) == "bitsandbytes":
             require()
         kwargs.setdefault("trust_remote_code", trust_remote_code)
         kwargs.setdefault("dtype", kwargs.pop("torch_dtype", torch.float32))
@@ -82,7 +85,7 @@ def _check_adapters(config: Any) -> None:
         RecipeError: They are of such a kind; the message says which can be trained.
     """
     kind = getattr(config.peft_type, "value", config.peft_type)
-    beyond = ("use_dora", "modules_to_save", "trainable_token_indices")
+    beyond = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices")
     extra = [name for name in beyond if getattr(config, name, None)]
     if kind != "LORA" or extra:
         found = f"LoRA with {', '.join(extra)}" if extra else kind

@@ -37,7 +37,7 @@ class RLOOTrainer(OnlineTrainer):
         reward_processing_classes: Tokenizers of reward models.
         callbacks: Beside those that every trainer has.
         optimizers: Only ``(None, None)``: settings are in ``args``.
-        quantization_config: For ``from_pretrained``.
+        quantization_config: ``BitsAndBytesConfig(load_in_4bit=True)``, under ``peft_config``.
         peft_config: Train adapters in place of all weights.
         tools: Functions that the model may call.
         rollout_func: Plays the episodes itself: ``rollout_func(prompts, trainer)``.

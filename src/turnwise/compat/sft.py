@@ -67,7 +67,7 @@ class SFTTrainer(RunTrainer):
         optimizers: Only ``(None, None)``: settings are in ``args``.
         optimizer_cls_and_kwargs: Not taken.
         preprocess_logits_for_metrics: Not taken.
-        quantization_config: For ``from_pretrained``.
+        quantization_config: ``BitsAndBytesConfig(load_in_4bit=True)``, under ``peft_config``.
         peft_config: Train adapters in place of all weights.
         formatting_func: Makes text of a row.
 

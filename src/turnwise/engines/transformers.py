@@ -146,6 +146,8 @@ class TransformersEngine:
             with boundary(EngineError, f"loading the model '{name_or_path}'"):
                 auto = AutoModelForImageTextToText if sees(name_or_path, revision) else AutoModelForCausalLM
                 model = auto.from_pretrained(name_or_path, revision=revision, dtype=_dtype(dtype) or "auto")
+                if getattr(model, "hf_quantizer", None) is not None:  # Engines play whole matrices.
+                    model = model.dequantize(dtype=_dtype(dtype) or model.dtype)
             return cls(model, dtype=dtype, copy=False, **options)
 
         return await asyncio.to_thread(build)

@@ -25,7 +25,7 @@ from turnwise.chat.vision import Vision
 from turnwise.config import ModelConfig
 from turnwise.errors import LearnError, RecipeError, boundary
 from turnwise.learn.logprobs import Head, LogitFunction, Scored, token_logprobs
-from turnwise.learn.quantized import four_bits, quantized, trainable_under
+from turnwise.learn.quantized import check_kind, four_bits, quantized, trainable_under
 from turnwise.learn.shards import Sharded
 from turnwise.learn.vision import Sight, freeze_tower
 from turnwise.types import Batch
@@ -278,8 +278,8 @@ def load_model(
         vision: The image side of the model's processor, for a model that sees.
 
     Raises:
-        RecipeError: There is nothing to load, the compute type cannot be trained in, or there is no vision
-            tower to freeze.
+        RecipeError: There is nothing to load, the compute type cannot be trained in, there is no vision
+            tower to freeze, or adapters are where engines could not merge them.
         LearnError: ``transformers`` or ``peft`` cannot load it.
     """
     source = path if path is not None else config.name
@@ -310,6 +310,8 @@ def load_model(
             )
     if not quantized(module):
         module = module.float()
+    elif config.quantization is not None:
+        check_kind(module, config.quantization)
     if config.freeze_vision:
         freeze_tower(module)
     if config.lora is not None:
@@ -334,6 +336,8 @@ def load_model(
             )
     if quantized(module):
         module = trainable_under(module)
+    if hasattr(module, "peft_config"):
+        _check_adapted(module)
     return PolicyModel(module, device=device, compute_dtype=getattr(torch, compute), vision=vision)
 
 
@@ -354,6 +358,25 @@ def _silence_dropout(module: nn.Module) -> bool:
             if isinstance(getattr(part, attribute, None), float):
                 setattr(part, attribute, 0.0)
     return left
+
+
+def _check_adapted(module: Any) -> None:
+    """Refuse adapters on one of two layers that share their matrix: merged, they would move the other too.
+
+    Raises:
+        RecipeError: There are some.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    causal = module.get_base_model()
+    ends = causal.get_input_embeddings(), causal.get_output_embeddings()
+    if causal.config.get_text_config().tie_word_embeddings and any(
+        isinstance(end, LoraLayer) for end in ends
+    ):
+        raise RecipeError(
+            "the adapters are on embeddings that are tied to the head, or on that: leave both out of "
+            "target_modules (all-linear does)"
+        )
 
 
 def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

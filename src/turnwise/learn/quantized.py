@@ -72,7 +72,24 @@ def widened(layer: Any) -> Tensor:
     """The matrix ``[out, in]`` that a layer of 4 bits stands for, in float32."""
     from bitsandbytes.functional import dequantize_4bit
 
-    return dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
+    state = copy.copy(layer.weight.quant_state)
+    state.dtype = torch.float32  # As layers compute, whatever type the weights were loaded in.
+    return dequantize_4bit(layer.weight.data, state)
+
+
+def check_kind(module: Any, asked: str) -> None:
+    """See to it that weights are held as the recipe says: those that were saved quantized stay as they are.
+
+    Raises:
+        RecipeError: They are of another kind.
+    """
+    found = getattr(module.config.quantization_config, "bnb_4bit_quant_type", None)
+    if found != asked:
+        raise RecipeError(
+            f"model.quantization is {asked}, and the model was saved quantized, by "
+            f"{_method(module)}{f' as {found}' if found else ''}; leave model.quantization out to train it "
+            "as it is, where it has 4 bits, or name one with whole weights"
+        )
 
 
 def trainable_under(module: Any) -> Any:
@@ -82,13 +99,24 @@ def trainable_under(module: Any) -> Any:
         RecipeError: Its bits are of another kind, or there are no adapters to train.
     """
     causal = module.get_base_model() if hasattr(module, "get_base_model") else module
-    method = getattr(causal.config, "quantization_config", None)
-    four = matrices(causal)
-    if not four or not getattr(causal, "is_loaded_in_4bit", False):
+    if not getattr(causal, "is_loaded_in_4bit", False):
         raise RecipeError(
-            f"the model is quantized by {type(method).__name__}, which no engine here plays exactly as it is "
-            "trained; use BitsAndBytesConfig(load_in_4bit=True) with peft_config, or load it unquantized "
-            "(dequantize=True where the method has that)"
+            f"the model is quantized by {_method(causal)}, which no engine here plays exactly as it is "
+            "trained; name one with whole weights, and hold them in 4 bits by "
+            "quantization_config=BitsAndBytesConfig(load_in_4bit=True) with peft_config, or by "
+            "model.quantization in a recipe"
+        )
+    four = matrices(causal)
+    if not four or any(_transposed(layer) for layer in four.values()):
+        found = "are transposed" if four else "are none that bitsandbytes knows"
+        raise RecipeError(
+            f"the matrices of {type(causal).__name__} {found}: load it without quantization_config"
+        )
+    head = causal.get_output_embeddings()
+    if head in four.values() and causal.config.get_text_config().tie_word_embeddings:
+        raise RecipeError(
+            "the head is tied to the embeddings, which are not in 4 bits: add 'lm_head' to "
+            "llm_int8_skip_modules, or leave that out"
         )
     if causal is module:
         raise RecipeError(
@@ -99,8 +127,9 @@ def trainable_under(module: Any) -> Any:
         # On processors with AVX512-BF16 its forward without gradients repacks the bits in place, after which
         # it computes in bfloat16, and has no gradient either.
         cast(Any, layer).support_avx512bf16_for_cpu = False
+    bits = {id(layer.weight) for layer in four.values()}
     for parameter in module.parameters():
-        if parameter.is_floating_point():
+        if parameter.is_floating_point() and id(parameter) not in bits:
             parameter.data = parameter.data.float()
     return module
 
@@ -123,6 +152,7 @@ def unquantized(module: Any, weights: Mapping[str, Tensor]) -> Any:
             plain = type(causal)(config)
         plain.load_state_dict(weights, strict=False, assign=True)
         plain.tie_weights()
+        plain.generation_config = copy.deepcopy(causal.generation_config)
         for name, buffer in causal.named_buffers():  # Such as frequencies, which no checkpoint has.
             owner, _, own = name.rpartition(".")
             part = plain.get_submodule(owner)
@@ -132,3 +162,17 @@ def unquantized(module: Any, weights: Mapping[str, Tensor]) -> Any:
     if missing:
         raise LearnError(f"an unquantized {type(causal).__name__} lacks {', '.join(missing[:3])}")
     return plain.eval()
+
+
+def _transposed(layer: Any) -> bool:
+    """Whether it stands for a matrix ``[in, out]``, as those of GPT-2 are."""
+    from transformers.pytorch_utils import Conv1D
+
+    return getattr(layer, "source_cls", None) is Conv1D
+
+
+def _method(module: Any) -> str:
+    config = module.config.quantization_config
+    if getattr(config, "load_in_8bit", False):
+        return "bitsandbytes in 8 bits"
+    return str(getattr(getattr(config, "quant_method", None), "value", type(config).__name__))

@@ -30,7 +30,6 @@ from turnwise.errors import RecipeError, TurnwiseError
 from turnwise.images import STORE
 from turnwise.learn.model import load_model
 from turnwise.learn.parallel import Call, ParallelLearner
-from turnwise.learn.quantized import quantized
 from turnwise.learn.ranks import Ranks
 
 
@@ -120,12 +119,12 @@ def _open(ranks: Ranks, opening: Opening, tokenizer: Any, module: Any) -> Parall
             device = torch.device("cpu")
     if opening.images is not None:
         STORE.look_in(opening.images)
-    if ranks.kind == "fsdp" and (config.quantization or (module is not None and quantized(module))):
+    policy = load_model(config, module=module, device=device, seed=opening.seed, vision=opening.vision)
+    if ranks.kind == "fsdp" and policy.quantized:
         raise RecipeError(
             "fsdp cannot spread weights in 4 bits; leave it out (each process holds them all then), or load "
             "the model without quantization"
         )
-    policy = load_model(config, module=module, device=device, seed=opening.seed, vision=opening.vision)
     ranks.copy_from_first(policy)
     if opening.reference:
         policy.keep_reference()

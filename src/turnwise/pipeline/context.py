@@ -63,12 +63,17 @@ class Run:
         """Find out what would stop the run later, before anything is played.
 
         Raises:
+            MissingExtraError: bitsandbytes is needed.
             RecipeError: ``model.name`` is the path of no directory.
             TaskError: A row that may be played is no JSON object, or names an unknown environment.
             TemplateError: The model's chat template cannot do what the environments ask of it.
         """
         for split in ("train", self.recipe.evaluate.split if self.recipe.evaluate else "train"):
             self.rows(split)
+        if self.recipe.model.quantization is not None:
+            from turnwise.learn.quantized import require
+
+            require()
         name = self.recipe.model.name
         if name is not None:
             # A path means a directory; the Hub's client would only say that it is no repository.

@@ -303,7 +303,10 @@ def as_json(image: Image | bytes) -> dict[str, str]:
 
 
 def revived(value: Any) -> Any:
-    """JSON of a row with PIL images where it names some, and the values that it keeps in memory."""
+    """JSON of a row with PIL images where it names some, and the values that it keeps in memory.
+
+    What is changed in it is not changed in ``value``.
+    """
     if isinstance(value, Kept):
         return value.value
     if (block := named(value)) is not None:

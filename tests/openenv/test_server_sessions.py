@@ -20,7 +20,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from turnwise.envs.base import Env, tool
-from turnwise.openenv.hosted import hosted
+from turnwise.openenv.hosted import HostedSpec, hosted
 from turnwise.openenv.server import app
 from turnwise.openenv.server.sessions import Sessions
 from turnwise.openenv.server.settings import Settings
@@ -503,3 +503,31 @@ def test_a_server_that_stops_closes_what_is_open() -> None:
 
     with serve() as server:
         asyncio.run(play(server))
+
+
+def test_one_that_is_made_just_as_its_client_leaves_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its last line and that of whoever waits for it, the loop may have another turn to do."""
+
+    async def nobody(_: str) -> None:
+        """Is told nothing."""
+
+    async def play() -> None:
+        sessions = Sessions(hosted(Counted), Settings(max_sessions=1))
+        opening = asyncio.ensure_future(sessions.open(evict=nobody))
+        made = HostedSpec.open
+
+        async def leave(self: HostedSpec) -> Any:
+            session = await made(self)
+            asyncio.get_running_loop().call_soon(opening.cancel)
+            return session
+
+        with monkeypatch.context() as patched:
+            patched.setattr(HostedSpec, "open", leave)
+            with pytest.raises(asyncio.CancelledError):
+                await opening
+        assert (Counted.opened, Counted.closed) == (1, 1)
+        await sessions.close(await sessions.open(evict=nobody))  # Its place is free again.
+        await sessions.aclose()
+
+    Counted.opened = Counted.closed = 0
+    asyncio.run(play())

@@ -12,7 +12,6 @@ it is abandoned, counted, and its environment closed should the call ever return
 from __future__ import annotations
 
 import asyncio
-import copy
 import inspect
 import logging
 import random
@@ -119,7 +118,7 @@ class HostedEnv:
 
         def seeded_reset() -> Any:
             env.rng = random.Random(seed)
-            return env.reset(images.revived(copy.deepcopy(dict(task))))
+            return env.reset(images.revived(task))
 
         with boundary(EnvError, what):
             messages = await self._run(what, seeded_reset, partial(observe.messages, what=what))

@@ -279,9 +279,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         name="siblings_share_a_task",
         why="what one sibling does to its task the others see",
-        file="envs/host.py",
-        old="env.reset(images.revived(copy.deepcopy(dict(task))))",
-        new="env.reset(images.revived(dict(task)))",
+        file="images.py",
+        old="return [revived(one) for one in value] if isinstance(value, list | tuple) else value",
+        new="return value",
         tests=("tests/envs/test_host.py::test_a_task_cannot_be_changed_for_the_siblings",),
     ),
     Mutation(

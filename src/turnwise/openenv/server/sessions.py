@@ -139,7 +139,12 @@ class Sessions:
         try:
             live.session = await opening
         except BaseException:
-            self._free()
+            try:
+                if opening.done() and not opening.cancelled() and opening.exception() is None:
+                    # It was made just as its client left.
+                    await asyncio.shield(asyncio.ensure_future(opening.result().close()))
+            finally:
+                self._free()
             raise
         finally:
             del self._opening[live]

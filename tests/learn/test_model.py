@@ -183,11 +183,14 @@ def test_bfloat16_computes_over_float32_masters() -> None:
     assert all(p.grad.dtype == torch.float32 for p in policy.module.parameters())
 
 
-def test_a_model_that_is_stored_in_bfloat16_is_trained_in_float32(tmp_path: Path) -> None:
-    tiny_qwen3(hidden=32).bfloat16().save_pretrained(tmp_path)
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+def test_masters_are_float32_and_as_they_were_stored(stored: torch.dtype, tmp_path: Path) -> None:
+    model = tiny_qwen3(hidden=32).to(stored)
+    model.save_pretrained(tmp_path)
     policy = load_model(ModelConfig(name=str(tmp_path), dtype="bfloat16"), device="cpu")
     assert policy.compute_dtype == torch.bfloat16
-    assert {p.dtype for p in policy.module.parameters()} == {torch.float32}
+    for mine, theirs in zip(policy.module.parameters(), model.parameters(), strict=True):
+        assert mine.dtype == torch.float32 and torch.equal(mine, theirs.float())
 
 
 def test_a_recipe_says_where_a_model_is_trained(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ Source: QLoRA, https://arxiv.org/abs/2305.14314.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from turnwise.errors import LearnError, MissingExtraError, RecipeError, boundary
 
 PURPOSE = "a model in 4 bits"
+
+# It misses, wherever peft imports it, a kernel for processors that computes in bfloat16; none is used here.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def four_bits(kind: str, compute: torch.dtype) -> Any:

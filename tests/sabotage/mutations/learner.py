@@ -257,11 +257,11 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         name="masters_in_half_precision",
-        why="at a learning rate of 1e-6 no weight moves",
+        why="weights are rounded before they are trained",
         file="learn/model.py",
         old="str(source), dtype=torch.float32, attn",
         new="str(source), dtype=getattr(torch, compute), attn",
-        tests=("tests/learn/test_model.py::test_a_model_that_is_stored_in_bfloat16_is_trained_in_float32",),
+        tests=("tests/learn/test_model.py::test_masters_are_float32_and_as_they_were_stored",),
     ),
     Mutation(
         name="attention_dropout_left_on",

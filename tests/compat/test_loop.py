@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 
 import pytest
 
@@ -50,7 +51,12 @@ def test_an_error_in_a_call_is_raised_where_it_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize("where", ["in a call", "while it waits"])
-def test_ctrl_c_cancels_what_runs_and_waits_for_its_end(where: str) -> None:
+@pytest.mark.parametrize("pause", [0.0, 0.02])
+def test_ctrl_c_cancels_what_runs_and_waits_for_its_end(
+    where: str, pause: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop = Loop._drop_calls
+    monkeypatch.setattr(Loop, "_drop_calls", lambda self: (drop(self), time.sleep(pause)))
     ended = threading.Event()
     stuck: list[BaseException] = []
 

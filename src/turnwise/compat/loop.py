@@ -76,8 +76,10 @@ class Loop:
                     call()
         except BaseException:
             self._broken = True
-            self._drop_calls()
+            # Before its calls are dropped: of these too it may hear by a cancellation, and a second one would
+            # strike what it does at its end.
             self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            self._drop_calls()
             while not result.done():
                 if (call := self._calls.get()) is not None:
                     call()

@@ -25,7 +25,7 @@ from turnwise.chat.vision import Vision
 from turnwise.config import ModelConfig
 from turnwise.errors import LearnError, RecipeError, boundary
 from turnwise.learn.logprobs import Head, LogitFunction, Scored, token_logprobs
-from turnwise.learn.quantized import check_kind, four_bits, quantized, trainable_under
+from turnwise.learn.quantized import check_kind, four_bits, quantized, tied, trainable_under
 from turnwise.learn.shards import Sharded
 from turnwise.learn.vision import Sight, freeze_tower
 from turnwise.types import Batch
@@ -370,9 +370,7 @@ def _check_adapted(module: Any) -> None:
 
     causal = module.get_base_model()
     ends = causal.get_input_embeddings(), causal.get_output_embeddings()
-    if causal.config.get_text_config().tie_word_embeddings and any(
-        isinstance(end, LoraLayer) for end in ends
-    ):
+    if tied(causal.config) and any(isinstance(end, LoraLayer) for end in ends):
         raise RecipeError(
             "the adapters are on embeddings that are tied to the head, or on that: leave both out of "
             "target_modules (all-linear does)"

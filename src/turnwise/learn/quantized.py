@@ -117,7 +117,7 @@ def trainable_under(module: Any) -> Any:
             f"the matrices of {type(causal).__name__} {found}: load it without quantization_config"
         )
     head = causal.get_output_embeddings()
-    if head in four.values() and causal.config.get_text_config().tie_word_embeddings:
+    if head in four.values() and tied(causal.config):
         raise RecipeError(
             "the head is tied to the embeddings, which are not in 4 bits: add 'lm_head' to "
             "llm_int8_skip_modules, or leave that out"
@@ -166,6 +166,11 @@ def unquantized(module: Any, weights: Mapping[str, Tensor]) -> Any:
     if missing:
         raise LearnError(f"an unquantized {type(causal).__name__} lacks {', '.join(missing[:3])}")
     return plain.eval()
+
+
+def tied(config: Any) -> bool:
+    """Whether a model's head is its embeddings; one that sees says so outside of its text's configuration."""
+    return any(getattr(one, "tie_word_embeddings", False) for one in (config, config.get_text_config()))
 
 
 def _transposed(layer: Any) -> bool:

@@ -246,9 +246,8 @@ def measure(model_dir: Path, *, episodes: int, repetitions: int, most: int = TUR
         require_same_work(*pair, walks)
         return pair
 
-    play(
-        rows(SCENES[-1], episodes // SIBLINGS, most=1)
-    )  # What is compiled or cached at first is nobody's time.
+    # What is compiled or cached at first is nobody's time.
+    play(rows(SCENES[-1], episodes // SIBLINGS, most=1))
     pairs = sides.take_turns(sides.walks(episodes, most), play, repetitions=repetitions)
     last = pairs[SCENES[-1].name][-1]
     counts = {

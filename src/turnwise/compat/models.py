@@ -15,7 +15,7 @@ from turnwise.chat.processing import Processing, sees
 from turnwise.errors import LearnError, RecipeError, boundary
 from turnwise.images import as_json
 from turnwise.learn.model import REFERENCE
-from turnwise.learn.quantized import quantized, require, trainable_under
+from turnwise.learn.quantized import make_trainable, quantized, require
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def load_policy(
         )
     made = loaded if peft_config is None else _adapted(loaded, peft_config, seed)
     if quantized(made):
-        trainable_under(made)
+        make_trainable(made)
     for config in getattr(made, "peft_config", {}).values():
         _check_adapters(config)
     return made

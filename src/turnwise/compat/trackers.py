@@ -109,7 +109,7 @@ class Wandb(WandbCallback):  # type: ignore[misc]  # transformers has no types
         self._wandb.log({"completions": table, "train/global_step": completions.step})
 
 
-class TensorBoard(TensorBoardCallback):  # type: ignore[misc]  # as above
+class TensorBoard(TensorBoardCallback):  # type: ignore[misc]  # transformers has no types
     """Metrics, and the first completions as text."""
 
     def show(self, completions: Completions) -> None:

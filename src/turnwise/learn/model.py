@@ -24,8 +24,9 @@ from turnwise.chat.processing import sees
 from turnwise.chat.vision import Vision
 from turnwise.config import ModelConfig
 from turnwise.errors import LearnError, RecipeError, boundary
+from turnwise.learn.adapters import bare, check_mergeable
 from turnwise.learn.logprobs import Head, LogitFunction, Scored, token_logprobs
-from turnwise.learn.quantized import check_kind, four_bits, quantized, tied, trainable_under
+from turnwise.learn.quantized import check_kind, four_bits, make_trainable, quantized
 from turnwise.learn.shards import Sharded
 from turnwise.learn.vision import Sight, freeze_tower
 from turnwise.types import Batch
@@ -63,7 +64,7 @@ class PolicyModel:
         self.lora = hasattr(module, "peft_config")
         self.quantized = quantized(module)
         """Whether what is frozen is in 4 bits."""
-        self.causal: Any = module.get_base_model() if self.lora else module
+        self.causal: Any = bare(module)
         self._sight = Sight(self.causal, vision)
         self._frozen: PolicyModel | None = None
         self._whole: Callable[..., Any] = _call
@@ -294,15 +295,15 @@ def load_model(
     device = torch.device(device)
     compute = config.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     revision = {"revision": config.revision} if path is None and config.revision else {}
-    bits = {}
-    if config.quantization is not None:
-        bits = {
-            "quantization_config": four_bits(config.quantization, getattr(torch, compute)),
-            "device_map": {"": device},  # The bits are made where they stay.
-        }
     if module is None:
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+        bits = {}
+        if config.quantization is not None:
+            bits = {
+                "quantization_config": four_bits(config.quantization, getattr(torch, compute)),
+                "device_map": {"": device},  # The bits are made where they stay.
+            }
         with boundary(LearnError, f"the model {source} cannot be loaded"):
             auto = AutoModelForImageTextToText if sees(str(source), **revision) else AutoModelForCausalLM
             module = auto.from_pretrained(
@@ -335,9 +336,9 @@ def load_model(
                 ),
             )
     if quantized(module):
-        module = trainable_under(module)
+        make_trainable(module)
     if hasattr(module, "peft_config"):
-        _check_adapted(module)
+        check_mergeable(module)
     return PolicyModel(module, device=device, compute_dtype=getattr(torch, compute), vision=vision)
 
 
@@ -358,23 +359,6 @@ def _silence_dropout(module: nn.Module) -> bool:
             if isinstance(getattr(part, attribute, None), float):
                 setattr(part, attribute, 0.0)
     return left
-
-
-def _check_adapted(module: Any) -> None:
-    """Refuse adapters on one of two layers that share their matrix: merged, they would move the other too.
-
-    Raises:
-        RecipeError: There are some.
-    """
-    from peft.tuners.lora import LoraLayer
-
-    causal = module.get_base_model()
-    ends = causal.get_input_embeddings(), causal.get_output_embeddings()
-    if tied(causal.config) and any(isinstance(end, LoraLayer) for end in ends):
-        raise RecipeError(
-            "the adapters are on embeddings that are tied to the head, or on that: leave both out of "
-            "target_modules (all-linear does)"
-        )
 
 
 def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

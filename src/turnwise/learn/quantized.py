@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from turnwise.errors import LearnError, MissingExtraError, RecipeError, boundary
-
-PURPOSE = "a model in 4 bits"
+from turnwise.learn.adapters import bare, tied
 
 # It misses, wherever peft imports it, a kernel for processors that computes in bfloat16; none is used here.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -54,12 +53,12 @@ def require() -> None:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
-        raise MissingExtraError("bitsandbytes", "quantization", PURPOSE) from None
+        raise MissingExtraError("bitsandbytes", "quantization", "a model in 4 bits") from None
 
 
 def quantized(module: Any) -> bool:
     """Whether some of a model's weights are in fewer bits than they are trained in."""
-    causal = module.get_base_model() if hasattr(module, "get_base_model") else module
+    causal = bare(module)
     return getattr(causal, "hf_quantizer", None) is not None or bool(getattr(causal, "is_quantized", False))
 
 
@@ -96,13 +95,13 @@ def check_kind(module: Any, asked: str) -> None:
         )
 
 
-def trainable_under(module: Any) -> Any:
-    """A quantized model with adapters, made ready to be trained: what is not in 4 bits is float32.
+def make_trainable(module: Any) -> None:
+    """Ready a quantized model with adapters to be trained: what is not in 4 bits becomes float32.
 
     Raises:
         RecipeError: Its bits are of another kind, or there are no adapters to train.
     """
-    causal = module.get_base_model() if hasattr(module, "get_base_model") else module
+    causal = bare(module)
     if not getattr(causal, "is_loaded_in_4bit", False):
         raise RecipeError(
             f"the model is quantized by {_method(causal)}, which no engine here plays exactly as it is "
@@ -135,7 +134,6 @@ def trainable_under(module: Any) -> Any:
     for parameter in module.parameters():
         if parameter.is_floating_point() and id(parameter) not in bits:
             parameter.data = parameter.data.float()
-    return module
 
 
 def unquantized(module: Any, weights: Mapping[str, Tensor]) -> Any:
@@ -148,7 +146,7 @@ def unquantized(module: Any, weights: Mapping[str, Tensor]) -> Any:
     Raises:
         LearnError: It cannot be made from the model's configuration, or lacks a weight.
     """
-    causal = module.get_base_model() if hasattr(module, "get_base_model") else module
+    causal = bare(module)
     config = copy.deepcopy(causal.config)
     del config.quantization_config
     with boundary(LearnError, f"an unquantized {type(causal).__name__} cannot be made"):
@@ -166,11 +164,6 @@ def unquantized(module: Any, weights: Mapping[str, Tensor]) -> Any:
     if missing:
         raise LearnError(f"an unquantized {type(causal).__name__} lacks {', '.join(missing[:3])}")
     return plain.eval()
-
-
-def tied(config: Any) -> bool:
-    """Whether a model's head is its embeddings; one that sees says so outside of its text's configuration."""
-    return any(getattr(one, "tie_word_embeddings", False) for one in (config, config.get_text_config()))
 
 
 def _transposed(layer: Any) -> bool:

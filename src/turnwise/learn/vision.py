@@ -15,6 +15,7 @@ from torch import Tensor
 
 from turnwise.chat.vision import Vision, positions
 from turnwise.errors import ImageError, LearnError, RecipeError, StoreError
+from turnwise.learn.adapters import bare
 from turnwise.types import Batch
 
 
@@ -92,7 +93,7 @@ def freeze_tower(module: Any) -> None:
     Raises:
         RecipeError: The model has none that is known.
     """
-    model = module.get_base_model() if hasattr(module, "peft_config") else module
+    model = bare(module)
     tower = Sight(model, None).tower
     if tower is None:
         raise RecipeError(

@@ -121,7 +121,7 @@ DOCKERFILE = """\
 # docker build -t {name}-env -f server/Dockerfile .
 FROM python:3.11-slim
 
-# Spaces run containers as user 1000.
+# Spaces run containers as user 1000, whose home in the image, /home/user, is where it may write.
 RUN pip install --no-cache-dir uv && useradd --create-home --uid 1000 user
 USER user
 WORKDIR /home/user/{name}

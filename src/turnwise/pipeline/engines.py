@@ -73,7 +73,7 @@ async def _vllm(recipe: Recipe, name: str, revision: str | None, module: Any, di
     config = recipe.engine
     # Adapters that a model comes with are part of its version 0: beside it they would count twice.
     adapted = hasattr(module, "get_base_model")
-    exact = recipe.model.lora is not None and recipe.model.quantization is None and not adapted
+    same_base = recipe.model.lora is not None and recipe.model.quantization is None and not adapted
     if adapted and config.weights == "adapter":
         raise RecipeError(
             "engine.weights: adapter sends adapters that start from nothing, and this model comes with some; "
@@ -86,7 +86,7 @@ async def _vllm(recipe: Recipe, name: str, revision: str | None, module: Any, di
         revision=revision,
         config=None if module is None else module.config,
         initial=None if module is None else _weights_of(module),
-        weights=config.weights or ("adapter" if exact else "file"),
+        weights=config.weights or ("adapter" if same_base else "file"),
         weights_dir=config.weights_dir,
         nccl_port=config.nccl_port,
         dtype=recipe.model.dtype or default_dtype(None),
@@ -99,9 +99,10 @@ async def _vllm(recipe: Recipe, name: str, revision: str | None, module: Any, di
 
 def _weights_of(module: Any) -> WeightSource:
     """Of a model with or without adapters, which are merged."""
+    from turnwise.learn.adapters import bare
     from turnwise.learn.weights import LiveWeights
 
-    causal = module.get_base_model() if hasattr(module, "get_base_model") else module
+    causal = bare(module)
     # peft marks the model that it puts adapters into, too.
     view: Any = SimpleNamespace(causal=causal, lora=hasattr(causal, "peft_config"))
     return LiveWeights(view)

@@ -14,7 +14,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         name="made_for_a_client_that_left",
         why="an environment that is ready just as its client leaves is never closed",
         file="openenv/server/sessions.py",
-        old="if opening.done() and not opening.cancelled() and opening.exception() is None:",
+        old="if _arrived(opening):",
         new="if False:",
         tests=(
             "tests/openenv/test_server_sessions.py::test_one_that_is_made_just_as_its_client_leaves_is_closed",

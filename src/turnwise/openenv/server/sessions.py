@@ -17,6 +17,7 @@ import uuid
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from turnwise.errors import EnvError, TurnwiseError, boundary
 from turnwise.openenv.served import DEAD, Served, ServedSession
@@ -140,7 +141,7 @@ class Sessions:
             live.session = await opening
         except BaseException:
             try:
-                if opening.done() and not opening.cancelled() and opening.exception() is None:
+                if _arrived(opening):
                     # It was made just as its client left.
                     await asyncio.shield(asyncio.ensure_future(opening.result().close()))
             finally:
@@ -250,7 +251,7 @@ class Sessions:
         try:
             await turn
         except BaseException:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
+            if _arrived(turn):
                 self._free()  # It was handed over just as its client left.
             elif turn in self._queue:
                 self._queue.remove(turn)
@@ -316,3 +317,8 @@ class Sessions:
     async def _made(self) -> ServedSession:
         with boundary(EnvError, f"environment {self.served.name}"):
             return await self.served.open()
+
+
+def _arrived(future: asyncio.Future[Any]) -> bool:
+    """Whether a result is there, which whoever waited for it, and was cancelled, never got."""
+    return future.done() and not future.cancelled() and future.exception() is None

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -109,6 +110,9 @@ def test_wandb_is_offline_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     wandb.finish()
     [run] = tmp_path.glob("wandb/offline-run-*")
     [record] = run.glob("*.wandb")
+    deadline = time.monotonic() + 30
+    while b"train/reward" not in record.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.05)  # A process of wandb's own writes it.
     assert b"train/reward" in record.read_bytes()
     [table] = run.rglob("media/table/completions*.json")
     assert '"name\\": \\"move\\"' in table.read_text()

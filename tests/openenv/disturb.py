@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -20,6 +21,8 @@ class Proxy:
         self.host, self.port_there = urlsplit(target).hostname, urlsplit(target).port
         self.delayed, self.seconds = 0.0, 0.0
         """The share of replies that is held up, and for how long."""
+        self.late: Callable[[int, int], bool] = lambda connection, reply: self._rng.random() < self.delayed
+        """Which they are, where a share by chance will not do: by connection and reply, counted from 0."""
         self.silent = False
         """Nothing comes back any more, and nobody is told."""
         self.connections: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
@@ -71,20 +74,24 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection(self.host, self.port_there)
+        number = len(self.connections)
         self.connections.append((writer, back))
-        await asyncio.gather(
-            self._pass_on(reader, back, replies=False), self._pass_on(there, writer, replies=True)
-        )
+        replies = (self.late(number, reply) for reply in itertools.count())
+        await asyncio.gather(self._pass_on(reader, back), self._pass_on(there, writer, replies))
         writer.close()
         back.close()
 
     async def _pass_on(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        replies: Iterator[bool] | None = None,
     ) -> None:
+        """``replies``: whether each is late, where what passes is replies."""
         try:
             while data := await reader.read(1 << 16):
                 # The handshake is let through, so that what is delayed is a session's.
-                if replies and not data.startswith(b"HTTP/") and self._rng.random() < self.delayed:
+                if replies and not data.startswith(b"HTTP/") and next(replies):
                     await asyncio.sleep(self.seconds)
                 if not (replies and self.silent):
                     writer.write(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,17 @@ def assert_reply(
     np.testing.assert_allclose(completion.logprobs, expected, atol=CLOSE, rtol=0)
 
 
+def assert_greedy(model: Any, prompt_ids: Sequence[int], ids: Sequence[int]) -> None:
+    """Each token is the likeliest after those before it, or as likely.
+
+    For contexts that are others each time: of so many, one has a tie at last.
+    """
+    with torch.inference_mode():
+        logits = model(torch.tensor([[*prompt_ids, *ids]])).logits[0, len(prompt_ids) - 1 : -1]
+    found = logits[torch.arange(len(ids)), torch.tensor(list(ids))]
+    np.testing.assert_allclose(found, logits.amax(-1), atol=CLOSE, rtol=0)
+
+
 def run_with(model: Any, scenario: Callable[[TransformersEngine], Awaitable[None]], **options: Any) -> None:
     """Run ``scenario`` on an engine, and close it whatever happens."""
 
@@ -90,6 +102,25 @@ class Weights:
                 yield name, tensor
 
 
+class Hold:
+    """An engine's thread, kept waiting: entered once it is there; what is asked for within comes next."""
+
+    def __init__(self) -> None:
+        self._there, self._go = threading.Event(), threading.Event()
+
+    def __call__(self) -> None:
+        self._there.set()
+        assert self._go.wait(30), "nobody let the engine go on"
+
+    async def __aenter__(self) -> None:
+        while not self._there.is_set():
+            await asyncio.sleep(0)
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.sleep(0)  # Tasks that were made or cancelled tell the engine.
+        self._go.set()
+
+
 class Gate:
     """Wraps an engine's forward: counts steps, can hold them, or make one fail."""
 
@@ -105,6 +136,14 @@ class Gate:
     def at(self, step: int, action: Callable[[], None]) -> None:
         """Run ``action`` on the engine's thread, just before the model's call number ``step``."""
         self._on_step[step] = action
+
+    def hold(self, step: int) -> Hold:
+        """Keep the engine's thread waiting before the model's call number ``step``: it is ahead by as much as
+        the machine lets it be.
+        """
+        held = Hold()
+        self.at(step, held)
+        return held
 
     def between(self, step: int, action: Callable[[], None]) -> None:
         """Have the engine's thread run ``action`` between the model's calls ``step`` and ``step + 1``."""

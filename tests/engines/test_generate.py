@@ -48,12 +48,16 @@ def test_mixed_lengths_at_once_equal_generate() -> None:
 def test_requests_join_a_running_batch_and_leave_it_without_a_barrier() -> None:
     async def scenario(engine: TransformersEngine) -> None:
         gate = Gate(engine)
+        *holds, last = (gate.hold(10 * n) for n in range(1, 7))
         long = asyncio.create_task(engine.generate(prompt(20, 1), greedy(220)))
-        while engine.stats.running == 0:
-            await asyncio.sleep(0)
         prompts = [prompt(10 + seed, seed) for seed in range(2, 7)]
-        replies = [await engine.generate(p, greedy(6)) for p in prompts]
-        assert not long.done(), "short requests were answered while the long one ran"
+        replies = []
+        for hold, p in zip(holds, prompts, strict=True):
+            async with hold:
+                short = asyncio.create_task(engine.generate(p, greedy(6)))
+            replies.append(await short)
+        async with last:
+            assert not long.done(), "short requests were answered while the long one ran"
         for p, reply in zip(prompts, replies, strict=True):
             assert_reply(MODEL, p, reply, tokens=6)
         assert_reply(MODEL, prompt(20, 1), await long, tokens=220)
@@ -67,11 +71,11 @@ def test_prefill_in_chunks_holds_nobody_up() -> None:
 
     async def scenario(engine: TransformersEngine) -> None:
         gate = Gate(engine)
+        hold = gate.hold(4)
         first = asyncio.create_task(engine.generate(prompt(10, 1), greedy(60)))
-        while engine.stats.generated < 3:
-            await asyncio.sleep(0)
-        second = await engine.generate(prompt(100, 2), greedy(5))
-        assert_reply(MODEL, prompt(100, 2), second, tokens=5)
+        async with hold:
+            second = asyncio.create_task(engine.generate(prompt(100, 2), greedy(5)))
+        assert_reply(MODEL, prompt(100, 2), await second, tokens=5)
         assert_reply(MODEL, prompt(10, 1), await first, tokens=60)
         assert max(gate.rows) == 17
         assert gate.rows.count(17) == 6
@@ -164,12 +168,10 @@ def test_siblings_outlive_a_leader_that_is_cancelled() -> None:
     shared = prompt(100, 1)
 
     async def scenario(engine: TransformersEngine) -> None:
-        gate = Gate(engine)
+        hold = Gate(engine).hold(3)
         tasks = [asyncio.create_task(engine.generate(shared, greedy(5))) for _ in range(4)]
-        loop = asyncio.get_running_loop()
-        gate.at(3, lambda: loop.call_soon_threadsafe(tasks[0].cancel) and None)
-        while gate.steps < 3:
-            await asyncio.sleep(0)
+        async with hold:
+            tasks[0].cancel()
         done = await asyncio.gather(*tasks, return_exceptions=True)
         assert isinstance(done[0], asyncio.CancelledError)
         for completion in done[1:]:
@@ -194,14 +196,14 @@ def test_a_free_slot_still_serves_its_prefix() -> None:
 
 def test_cancelling_frees_the_slot_and_leaves_siblings_alone() -> None:
     async def scenario(engine: TransformersEngine) -> None:
+        hold = Gate(engine).hold(10)
         prompts = [prompt(20 + n, n) for n in range(6)]
         tasks = [
             asyncio.create_task(engine.generate(p, greedy(60), session=str(n))) for n, p in enumerate(prompts)
         ]
-        while engine.stats.generated < 60:
-            await asyncio.sleep(0)
-        for n in (1, 4):
-            tasks[n].cancel()
+        async with hold:
+            for n in (1, 4):
+                tasks[n].cancel()
         done = await asyncio.gather(*tasks, return_exceptions=True)
         for n, (p, completion) in enumerate(zip(prompts, done, strict=True)):
             if n in (1, 4):
@@ -219,11 +221,15 @@ def test_cancelling_frees_the_slot_and_leaves_siblings_alone() -> None:
 
 def test_a_queued_request_can_be_cancelled() -> None:
     async def scenario(engine: TransformersEngine) -> None:
+        hold = Gate(engine).hold(10)
+        await engine.pause()
         first = asyncio.create_task(engine.generate(prompt(20, 1), greedy(60)))
         second = asyncio.create_task(engine.generate(prompt(20, 2), greedy(60)))
-        while engine.stats.queued == 0:
-            await asyncio.sleep(0)
-        second.cancel()
+        await asyncio.sleep(0)
+        await engine.resume()
+        async with hold:
+            assert engine.stats.queued == 1
+            second.cancel()
         assert_reply(MODEL, prompt(20, 1), await first, tokens=60)
         assert (engine.stats.queued, engine.stats.generated) == (0, 60)
 

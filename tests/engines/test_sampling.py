@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.engines.reference import CLOSE, logprobs_of, prompt, run_with
+from tests.engines.reference import CLOSE, logprobs_of, prompt, run_with, together
 from tests.support.models import tiny_qwen3
 from transformers import LogitsProcessorList, MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -204,14 +204,8 @@ def test_a_seed_draws_the_same_whatever_else_runs() -> None:
 
     async def scenario(engine: TransformersEngine) -> None:
         alone = await engine.generate(p, sampling)
-        others = [
-            asyncio.create_task(engine.generate(prompt(5 + 3 * n, n), Sampling(max_tokens=50)))
-            for n in range(6)
-        ]
-        while engine.stats.running < 6:
-            await asyncio.sleep(0)
-        crowded = await engine.generate(p, sampling)
-        await asyncio.gather(*others)
+        others = (engine.generate(prompt(5 + 3 * n, n), Sampling(max_tokens=50, seed=n)) for n in range(6))
+        crowded, *_ = await together(engine, engine.generate(p, sampling), *others)
         assert crowded.ids == alone.ids
         assert (await engine.generate(p, sampling)).ids == alone.ids, "whoever was in its slot before"
         assert (await engine.generate(p, Sampling(max_tokens=30, seed=43))).ids != alone.ids

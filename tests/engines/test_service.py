@@ -7,7 +7,7 @@ import random
 
 import pytest
 import torch
-from tests.engines.reference import Gate, assert_reply, generated, greedy, prompt, run_with
+from tests.engines.reference import Gate, assert_greedy, assert_reply, greedy, prompt, run_with
 from tests.support.models import tiny_qwen3
 
 from turnwise.engines.transformers import TransformersEngine
@@ -98,10 +98,12 @@ def test_the_queue_is_first_come_first_served() -> None:
 
 def test_overlapping_calls_of_a_session_are_refused() -> None:
     async def scenario(engine: TransformersEngine) -> None:
+        await engine.pause()
         first = asyncio.create_task(engine.generate(prompt(10, 1), greedy(30), session="s"))
         await asyncio.sleep(0)
         with pytest.raises(EngineError, match="session 's' has a request under way"):
             await engine.generate(prompt(10, 2), greedy(3), session="s")
+        await engine.resume()
         assert_reply(MODEL, prompt(10, 1), await first, tokens=30)
 
     run_with(MODEL, scenario)
@@ -109,11 +111,11 @@ def test_overlapping_calls_of_a_session_are_refused() -> None:
 
 def test_release_during_a_turn_frees_the_slot_when_it_ends() -> None:
     async def scenario(engine: TransformersEngine) -> None:
+        hold = Gate(engine).hold(5)
         task = asyncio.create_task(engine.generate(prompt(10, 1), greedy(200), session="s"))
-        while engine.stats.running == 0 and not task.done():
-            await asyncio.sleep(0)
-        await engine.release("s")
-        await engine.release("never seen")
+        async with hold:
+            await engine.release("s")
+            await engine.release("never seen")
         assert_reply(MODEL, prompt(10, 1), await task, tokens=200)
         assert engine.stats.occupied_slots == 0
 
@@ -123,10 +125,11 @@ def test_release_during_a_turn_frees_the_slot_when_it_ends() -> None:
 def test_closing_fails_what_is_in_flight_and_whoever_asks_later() -> None:
     async def main() -> None:
         engine = TransformersEngine(MODEL, max_context=256, max_sequences=2)
+        hold = Gate(engine).hold(5)
         tasks = [asyncio.create_task(engine.generate(prompt(9, n), greedy(200))) for n in range(4)]
-        while engine.stats.generated < 4:
-            await asyncio.sleep(0)
-        await engine.aclose()
+        async with hold:
+            closing = asyncio.create_task(engine.aclose())
+        await closing
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
             assert isinstance(outcome, EngineError)
             assert str(outcome) == "the engine is closed"
@@ -182,12 +185,13 @@ def test_weights_that_are_not_finite_fail_the_request_not_the_engine() -> None:
 
 def test_the_event_loop_stays_free() -> None:
     async def scenario(engine: TransformersEngine) -> None:
+        gate = Gate(engine)
+        holds = [gate.hold(step) for step in range(1, 51)]
         task = asyncio.create_task(engine.generate(prompt(200, 1), greedy(50)))
-        ticks = 0
-        while not task.done():
-            await asyncio.sleep(0.001)
-            ticks += 1
-        assert ticks >= 10
+        for hold in holds:
+            async with hold:  # It has its turn before each of the engine's steps.
+                assert not task.done()
+        assert len((await task).ids) == gate.steps == 50
 
     run_with(MODEL, scenario)
 
@@ -197,13 +201,6 @@ def test_two_hundred_random_operations_leak_nothing_and_answer_right(seed: int) 
     """Turns, fresh prompts, siblings, cancellations, releases and pauses over few slots."""
     rng = random.Random(seed)
     stems = [prompt(rng.randint(5, 40), 1000 + n) for n in range(3)]
-    known: dict[tuple[int, ...], list[int]] = {}
-
-    def expected(context: list[int], tokens: int) -> list[int]:
-        key = tuple(context)
-        if len(known.get(key, ())) < tokens:
-            known[key] = generated(MODEL, context, tokens)
-        return known[key][:tokens]
 
     async def scenario(engine: TransformersEngine) -> None:
         contexts: dict[str, list[int]] = {}
@@ -215,7 +212,8 @@ def test_two_hundred_random_operations_leak_nothing_and_answer_right(seed: int) 
                 completion = await task
             except asyncio.CancelledError:
                 return
-            assert completion.ids == expected(context, tokens)
+            assert len(completion.ids) == tokens
+            assert_greedy(MODEL, context, completion.ids)
             if session is not None:
                 contexts[session] = context + completion.ids
 

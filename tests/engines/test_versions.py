@@ -64,9 +64,9 @@ def test_requests_in_flight_go_on_under_the_new_weights() -> None:
 
     async def scenario(engine: TransformersEngine) -> None:
         gate = Gate(engine)
-        tasks = [asyncio.create_task(engine.generate(p, greedy(40))) for p in prompts]
         gate.between(15, lambda: engine._core.load_weights(Weights(NEW), 1))
-        for p, completion in zip(prompts, await asyncio.gather(*tasks), strict=True):
+        completions = await together(engine, *(engine.generate(p, greedy(40)) for p in prompts))
+        for p, completion in zip(prompts, completions, strict=True):
             old = completion.versions.count(0)
             assert completion.versions == [0] * old + [1] * (40 - old)
             assert 5 < old < 20
@@ -82,13 +82,14 @@ def test_requests_in_flight_go_on_under_the_new_weights() -> None:
 
 def test_in_flight_between_steps_through_the_public_call() -> None:
     async def scenario(engine: TransformersEngine) -> None:
+        hold = Gate(engine).hold(21)
         task = asyncio.create_task(engine.generate(prompt(30, 1), greedy(150)))
-        while engine.stats.generated < 20:
-            await asyncio.sleep(0)
-        await engine.load_weights(Weights(NEW), 1)
+        async with hold:
+            loading = asyncio.create_task(engine.load_weights(Weights(NEW), 1))
+        await loading
         completion = await task
         old = completion.versions.count(0)
-        assert 20 <= old < 150
+        assert old == 21
         assert completion.ids[old:] == generated(NEW, prompt(30, 1) + completion.ids[:old], 150 - old)
 
     run_with(OLD, scenario)
@@ -149,10 +150,11 @@ def test_an_update_finds_siblings_waiting_for_their_leader() -> None:
 
 def test_pause_holds_and_resume_goes_on() -> None:
     async def scenario(engine: TransformersEngine) -> None:
+        hold = Gate(engine).hold(6)
         task = asyncio.create_task(engine.generate(prompt(20, 1), greedy(100)))
-        while engine.stats.generated < 5:
-            await asyncio.sleep(0)
-        await engine.pause()
+        async with hold:
+            pausing = asyncio.create_task(engine.pause())
+        await pausing
         held = engine.stats.steps
         queued = asyncio.create_task(engine.generate(prompt(20, 2), greedy(10)))
         await asyncio.sleep(0.05)
@@ -174,8 +176,8 @@ def test_cancelling_works_while_paused() -> None:
     async def scenario(engine: TransformersEngine) -> None:
         await engine.pause()
         task = asyncio.create_task(engine.generate(prompt(20, 1), greedy(5)))
-        await asyncio.sleep(0.01)
-        assert engine.stats.queued == 1
+        while engine.stats.queued == 0:
+            await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

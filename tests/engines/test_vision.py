@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.engines.reference import CLOSE, Weights, greedy
+from tests.engines.reference import CLOSE, Gate, Weights, greedy
 from tests.support.models import tiny_qwen3
 from tests.support.vision import FAMILIES, VlFamily, picture_block, plain_logprobs, vl_model, vl_renderer
 
@@ -146,10 +146,11 @@ def test_a_running_request_is_prefilled_again_with_new_features() -> None:
 
     async def scenario(engine: TransformersEngine) -> None:
         talk = Talk(engine, "s", asked(RED, "and", WIDE))
+        hold = Gate(engine).hold(20)
         reply = asyncio.create_task(talk.hear(greedy(200)))
-        while engine.stats.generated < 20:
-            await asyncio.sleep(0)
-        await engine.load_weights(Weights(new), 1)
+        async with hold:
+            loading = asyncio.create_task(engine.load_weights(Weights(new), 1))
+        await loading
         done = await reply
         turn = done.versions.index(1)
         assert 0 < turn < 200

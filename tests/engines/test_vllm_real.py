@@ -24,10 +24,11 @@ from tests.support.models import tiny_qwen3
 
 from turnwise.cli.vllm_install import install
 from turnwise.cli.vllm_process import Plan, ServerProcess, start
+from turnwise.config import LoraConfig, ModelConfig
 from turnwise.engines.vllm import VllmEngine
 from turnwise.engines.vllm_weights import SavedWeights
 from turnwise.errors import EngineError
-from turnwise.learn.model import PolicyModel
+from turnwise.learn.model import PolicyModel, load_model
 from turnwise.learn.weights import LiveWeights
 from turnwise.types import Completion, Sampling
 
@@ -40,6 +41,8 @@ pytestmark = [
 ]
 PROMPT = [5 + 7 * n % 500 for n in range(300)]
 """Longer than a block of vLLM's prefix cache, which is 128 tokens on CPU."""
+LONG = 1700
+"""Tokens of a reply that still runs when new weights have arrived: seconds."""
 FLAGS = [
     "--max-model-len",
     "2048",
@@ -65,11 +68,15 @@ class Served:
     async def connect(self, **settings: Any) -> VllmEngine:
         return await VllmEngine.connect([self.url], model=str(self.paths[0]), **settings)
 
-    def running(self) -> float:
-        lines = httpx.get(f"{self.url}/metrics", timeout=30).text.splitlines()
-        return sum(
-            float(one.rsplit(" ", 1)[1]) for one in lines if one.startswith("vllm:num_requests_running")
-        )
+    async def runs(self, requests: int, seconds: float = 30) -> None:
+        """Wait until the server has so many requests in hand."""
+        async with asyncio.timeout(seconds), httpx.AsyncClient(timeout=30) as client:
+            while True:
+                lines = (await client.get(f"{self.url}/metrics")).text.splitlines()
+                running = (one for one in lines if one.startswith("vllm:num_requests_running"))
+                if sum(float(one.rsplit(" ", 1)[1]) for one in running) == requests:
+                    return
+                await asyncio.sleep(0.05)
 
 
 @pytest.fixture(scope="module", params=["untied", "tied"])
@@ -139,20 +146,20 @@ def test_weights_arrive_in_the_middle_of_a_request(served: Served) -> None:
             for _ in range(2):
                 warm = await engine.generate(PROMPT, Sampling(max_tokens=4))
             assert warm.versions == [0] * 4 and warm.cached_tokens > 0
-            task = asyncio.create_task(engine.generate(PROMPT, Sampling(max_tokens=900, seed=1)))
-            await asyncio.sleep(0.5)
+            task = asyncio.create_task(engine.generate(PROMPT, Sampling(max_tokens=LONG, seed=1)))
+            await served.runs(1)
             began = time.monotonic()
             await engine.load_weights(LiveWeights(PolicyModel(other)), 1)
             seconds = time.monotonic() - began
             found = await task
             switch = found.versions.index(1)
-            assert found.versions == [0] * switch + [1] * (900 - switch) and 0 < switch < 900
+            assert found.versions == [0] * switch + [1] * (LONG - switch) and 0 < switch < LONG
             before, after = (
                 gap(found, one, PROMPT, slice(0, switch)),
                 gap(found, other, PROMPT, slice(switch, None)),
             )
             print(
-                f"new weights after {switch} of 900 tokens, {seconds:.2f} s: gaps {before:.1e}, {after:.1e}"
+                f"new weights after {switch} of {LONG} tokens, {seconds:.2f} s: {before:.1e}, {after:.1e} off"
             )
             assert before < 1e-4 and after < 1e-4
             # Were the prefix cache not forgotten, its blocks of version 0 would be used here.
@@ -213,25 +220,46 @@ def test_adapters_of_two_runs_side_by_side(served: Served) -> None:
         await run.load_weights(LiveWeights(PolicyModel(first)), 1)
         warm = await run.generate(PROMPT, Sampling(max_tokens=8))
         assert gap(warm, first, PROMPT) < 1e-4 < gap(warm, served.models[0], PROMPT)
-        mine = asyncio.create_task(run.generate(PROMPT, Sampling(max_tokens=900, seed=1)))
+        mine = asyncio.create_task(run.generate(PROMPT, Sampling(max_tokens=LONG, seed=1)))
         theirs = asyncio.create_task(neighbour.generate(PROMPT, Sampling(max_tokens=500, seed=1)))
-        await asyncio.sleep(0.7)
+        await served.runs(2)
         began = time.monotonic()
         await run.load_weights(LiveWeights(PolicyModel(second)), 2)
         seconds = time.monotonic() - began
         moved, stayed = await mine, await theirs
         switch = moved.versions.index(2)
-        assert moved.versions == [1] * switch + [2] * (900 - switch) and 0 < switch < 900
+        assert moved.versions == [1] * switch + [2] * (LONG - switch) and 0 < switch < LONG
         before, after = (
             gap(moved, first, PROMPT, slice(0, switch)),
             gap(moved, second, PROMPT, slice(switch, None)),
         )
-        print(f"new adapter after {switch} of 900 tokens, {seconds:.2f} s: gaps {before:.1e}, {after:.1e}")
+        print(f"new adapter after {switch} of {LONG} tokens, {seconds:.2f} s: {before:.1e}, {after:.1e} off")
         assert before < 1e-4 and after < 1e-4
         assert stayed.versions == [5] * 500 and gap(stayed, others, PROMPT) < 1e-4
         await run.aclose()
         await neighbour.aclose()
         assert httpx.get(f"{served.url}/v1/models").json()["data"][1:] == []
+
+    asyncio.run(main())
+
+
+def test_a_policy_in_four_bits_plays_as_what_is_trained(served: Served) -> None:
+    """vLLM never hears of bits: it gets the whole matrices that they stand for, adapters merged."""
+
+    async def main() -> None:
+        config = ModelConfig(name=str(served.paths[1]), lora=LoraConfig(r=4), quantization="nf4")
+        policy = load_model(config, device="cpu")
+        torch.manual_seed(1)
+        for name, parameter in policy.causal.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        async with await served.connect() as engine:
+            await engine.load_weights(LiveWeights(policy), 1)
+            found = await engine.generate(PROMPT, Sampling(max_tokens=30))
+            difference = gap(found, policy.causal, PROMPT)
+            print(f"4 bits and adapters: {difference:.1e} from what is trained")
+            assert found.versions == [1] * 30 and difference < 1e-4
+            assert gap(found, served.models[1], PROMPT) > 1e-2
 
     asyncio.run(main())
 
@@ -247,15 +275,11 @@ def test_cancelled_requests_leave_the_server(served: Served) -> None:
                 asyncio.create_task(engine.generate([n, *PROMPT], Sampling(max_tokens=1900)))
                 for n in range(8)
             ]
-            async with asyncio.timeout(30):
-                while await asyncio.to_thread(served.running) < 8:
-                    await asyncio.sleep(0.05)
+            await served.runs(8)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            async with asyncio.timeout(5):
-                while await asyncio.to_thread(served.running) > 0:
-                    await asyncio.sleep(0.05)
+            await served.runs(0, seconds=5)  # By themselves they end after eleven.
 
     asyncio.run(main())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Shift:
 
 
 async def connect(*fakes: FakeVllm, **settings: Any) -> VllmEngine:
-    settings = {"holder": "me", "start_seconds": 2.0, "request_seconds": 20.0, **settings}
+    settings = {"holder": "me", "start_seconds": 20.0, "request_seconds": 20.0, **settings}
     return await VllmEngine.connect(
         [fake.url for fake in fakes], model="some/model", config=CONFIG, **settings
     )
@@ -51,6 +52,14 @@ def sampling(tokens: int = 8, **settings: Any) -> Sampling:
 def drawn_by(version: int) -> float:
     """The fake's logprob under weights whose shift is their version."""
     return -(1 + version) / 8
+
+
+@contextmanager
+def held(fake: FakeVllm) -> Iterator[None]:
+    """No request ends meanwhile, however long it takes: each waits with its tenth token."""
+    fake.most = 10
+    yield
+    fake.most = 1 << 30
 
 
 async def until(condition: Any) -> None:
@@ -123,7 +132,9 @@ def test_no_token_lacks_its_version_however_weights_come(weights: str, seed: int
         async with fake_vllm() as fake, await connect(fake, weights=weights) as engine:
 
             async def episode(number: int) -> None:
-                for _ in range(3):
+                replies = 0
+                while replies < 3 or not updated.is_set():
+                    replies += 1
                     tokens, stop = draw.randrange(1, 60), draw.randrange(VOCABULARY)
                     found = await engine.generate(
                         [number, 1], sampling(tokens, stop_ids=(stop,), seed=number), session=str(number)
@@ -138,11 +149,15 @@ def test_no_token_lacks_its_version_however_weights_come(weights: str, seed: int
             async def updates() -> None:
                 for version in range(1, 7):
                     await asyncio.sleep(draw.random() * 0.03)
+                    if version % 2:  # Every other one comes as it comes.
+                        await until(lambda version=version: version - 1 in seen)
                     await engine.load_weights(Shift(version), version)
+                updated.set()
 
             seen: set[int] = set()
+            updated = asyncio.Event()
             await asyncio.gather(updates(), *(episode(number) for number in range(8)))
-            assert len(seen) >= 3
+            assert seen >= {0, 2, 4}
             assert (await engine.generate(PROMPT, sampling())).versions == [6] * 8
 
     asyncio.run(main())
@@ -150,10 +165,11 @@ def test_no_token_lacks_its_version_however_weights_come(weights: str, seed: int
 
 def test_a_request_in_flight_goes_on_under_new_weights() -> None:
     async def main() -> None:
-        async with fake_vllm(tick=0.005) as fake, await connect(fake) as engine:
-            task = asyncio.create_task(engine.generate(PROMPT, sampling(40)))
-            await until(lambda: any(len(job.ids) > 3 for job in fake.jobs.values()))
-            await engine.load_weights(Shift(1), 1)
+        async with fake_vllm() as fake, await connect(fake) as engine:
+            with held(fake):
+                task = asyncio.create_task(engine.generate(PROMPT, sampling(40)))
+                await until(lambda: any(len(job.ids) > 3 for job in fake.jobs.values()))
+                await engine.load_weights(Shift(1), 1)
             found = await task
             switch = found.versions.index(1)
             assert found.versions == [0] * switch + [1] * (40 - switch) and 3 < switch < 40
@@ -167,13 +183,14 @@ def test_a_request_in_flight_goes_on_under_new_weights() -> None:
 
 def test_weights_that_break_off_spoil_no_sample_and_the_next_ones_heal() -> None:
     async def main() -> None:
-        async with fake_vllm(tick=0.005) as fake, await connect(fake) as engine:
-            task = asyncio.create_task(engine.generate(PROMPT, sampling(30)))
-            await until(lambda: any(len(job.ids) > 3 for job in fake.jobs.values()))
-            fake.hardware_fails = True
-            with pytest.raises(EngineError, match="out of memory"):
-                await engine.load_weights(Shift(1), 1)
-            assert not fake.paused
+        async with fake_vllm() as fake, await connect(fake) as engine:
+            with held(fake):
+                task = asyncio.create_task(engine.generate(PROMPT, sampling(30)))
+                await until(lambda: any(len(job.ids) > 3 for job in fake.jobs.values()))
+                fake.hardware_fails = True
+                with pytest.raises(EngineError, match="out of memory"):
+                    await engine.load_weights(Shift(1), 1)
+                assert not fake.paused
             with pytest.raises(EngineError, match="failed to take new weights"):
                 await task
             fake.hardware_fails, fake.updating = False, True  # What a killed run leaves behind.
@@ -232,14 +249,15 @@ def test_full_weights_are_one_runs() -> None:
 
 def test_adapters_of_several_runs_share_a_server_and_never_meet() -> None:
     async def main() -> None:
-        async with fake_vllm(tick=0.004) as fake:
+        async with fake_vllm() as fake:
             one = await connect(fake, holder="one", weights="adapter")
             two = await connect(fake, holder="two", weights="adapter")
             await two.load_weights(Shift(5), 5)
-            long = asyncio.create_task(one.generate(PROMPT, sampling(60, seed=3)))
-            other = asyncio.create_task(two.generate(PROMPT, sampling(60)))
-            await until(lambda: sum(len(job.ids) > 3 for job in fake.jobs.values()) == 2)
-            await one.load_weights(Shift(1), 1)
+            with held(fake):
+                long = asyncio.create_task(one.generate(PROMPT, sampling(60, seed=3)))
+                other = asyncio.create_task(two.generate(PROMPT, sampling(60)))
+                await until(lambda: sum(len(job.ids) > 3 for job in fake.jobs.values()) == 2)
+                await one.load_weights(Shift(1), 1)
             assert sorted(fake.adapters) == ["turnwise:one:1", "turnwise:two:5"]
             moved, stayed = await long, await other
             switch = moved.versions.index(1)
@@ -312,6 +330,7 @@ def test_requests_are_offered_again_only_where_nothing_was_sampled() -> None:
             fake.busy, before = 2, fake.served
             assert len((await engine.generate(PROMPT, sampling(3))).ids) == 3
             assert fake.served == before + 1
+            fake.most = 10
             task = asyncio.create_task(engine.generate(PROMPT, sampling(200)))
             await until(lambda: any(len(job.ids) > 3 for job in fake.jobs.values()))
             before = fake.served
@@ -343,6 +362,7 @@ def test_a_request_that_nobody_takes_is_given_up(monkeypatch: pytest.MonkeyPatch
 def test_cancelling_ends_the_request_on_the_server() -> None:
     async def main() -> None:
         async with fake_vllm() as fake, await connect(fake) as engine:
+            fake.most = 10
             task = asyncio.create_task(engine.generate(PROMPT, sampling(200)))
             await until(lambda: any(len(job.ids) > 3 for job in fake.jobs.values()))
             task.cancel()
@@ -358,6 +378,7 @@ def test_closing_fails_what_is_in_flight() -> None:
     async def main() -> None:
         async with fake_vllm() as fake:
             engine = await connect(fake)
+            fake.most = 10
             task = asyncio.create_task(engine.generate(PROMPT, sampling(200)))
             await until(lambda: bool(fake.jobs))
             await engine.aclose()
@@ -375,9 +396,10 @@ def test_closing_fails_what_is_in_flight() -> None:
 def test_pause_holds_what_is_in_flight(weights: str) -> None:
     async def main() -> None:
         async with fake_vllm() as fake, await connect(fake, weights=weights) as engine:
-            task = asyncio.create_task(engine.generate(PROMPT, sampling(60)))
-            await until(lambda: any(len(job.ids) > 3 for job in fake.jobs.values()))
-            await engine.pause()
+            with held(fake):
+                task = asyncio.create_task(engine.generate(PROMPT, sampling(60)))
+                await until(lambda: any(len(job.ids) > 3 for job in fake.jobs.values()))
+                await engine.pause()
             await engine.load_weights(Shift(1), 1)
             done, _ = await asyncio.wait([task], timeout=0.2)
             assert not done

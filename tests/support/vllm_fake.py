@@ -54,6 +54,8 @@ class FakeVllm:
     lora: bool = True
     plugin: bool = True
     tick: float = 0.001
+    most: int = 1 << 30
+    """Tokens after which every request is held until this rises."""
     shift: int = 0
     label: str = "default"
     paused: bool = False
@@ -107,7 +109,7 @@ class FakeVllm:
         try:
             while len(job.ids) < params["max_tokens"]:
                 await asyncio.sleep(self.tick)
-                while (self.paused or self.asleep) and not job.aborted:
+                while (self.paused or self.asleep or len(job.ids) >= self.most) and not job.aborted:
                     await asyncio.sleep(self.tick)
                 if job.aborted:
                     finish = "abort"

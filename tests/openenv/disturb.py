@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from random import Random
 from urllib.parse import urlsplit
 
 
@@ -21,16 +21,16 @@ class Proxy:
         self.host, self.port_there = urlsplit(target).hostname, urlsplit(target).port
         self.delayed, self.seconds = 0.0, 0.0
         """The share of replies that is held up, and for how long."""
-        self.late: Callable[[int, int], bool] = lambda connection, reply: self._rng.random() < self.delayed
-        """Which they are, where a share by chance will not do: by connection and reply, counted from 0."""
+        self.late: Callable[[int, int], bool] = lambda *which: Random(f"{which}").random() < self.delayed
+        """Which they are, by connection and reply, counted from 0: the same ones, whatever the order."""
         self.silent = False
         """Nothing comes back any more, and nobody is told."""
         self.connections: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []
         """To the client, to the server."""
         self.loop = asyncio.new_event_loop()
         self.port = 0
-        self._rng = random.Random(0)
         self._ready = threading.Event()
+        self._stopped = asyncio.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     @property
@@ -42,7 +42,7 @@ class Proxy:
         self._ready.wait()
 
     def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join()
 
     def end_replies(self) -> None:
@@ -62,24 +62,26 @@ class Proxy:
         self.loop.call_soon_threadsafe(run)
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self.loop)
-
         async def listen() -> None:
             server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
             self.port = server.sockets[0].getsockname()[1]
             self._ready.set()
+            await self._stopped.wait()
+            server.close()
 
-        self.loop.run_until_complete(listen())
-        self.loop.run_forever()
+        with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
+            runner.run(listen())  # Whatever still passes something on is cancelled at its end.
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection(self.host, self.port_there)
         number = len(self.connections)
         self.connections.append((writer, back))
         replies = (self.late(number, reply) for reply in itertools.count())
-        await asyncio.gather(self._pass_on(reader, back), self._pass_on(there, writer, replies))
-        writer.close()
-        back.close()
+        try:
+            await asyncio.gather(self._pass_on(reader, back), self._pass_on(there, writer, replies))
+        finally:
+            writer.close()
+            back.close()
 
     async def _pass_on(
         self,

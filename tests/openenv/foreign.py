@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Annotated, Any, ClassVar, Literal
 
 import uvicorn
@@ -19,6 +20,7 @@ from openenv.core.env_server import Action, Environment, Observation, State, cre
 from openenv.core.env_server.mcp_environment import MCPEnvironment
 from openenv.core.env_server.mcp_types import CallToolAction, CallToolObservation
 from pydantic import BaseModel, Field, RootModel
+from tests.openenv.ports import reserved
 
 
 class GuessAction(Action):
@@ -194,11 +196,12 @@ class SlowObservation(Observation):
 class Slow(Environment[SlowAction, SlowObservation, State]):
     """Answers with the number that it was given: after a tenth of a second for each of its last digit's.
 
-    Below 0 it is seconds.
+    Below 0 it hangs until it is `free` to go on, at most for so many seconds.
     """
 
     SUPPORTS_CONCURRENT_SESSIONS = True
     made: ClassVar[list[Slow]] = []
+    free: ClassVar = threading.Event()
     lock = threading.Lock()
 
     def __init__(self) -> None:
@@ -211,7 +214,10 @@ class Slow(Environment[SlowAction, SlowObservation, State]):
         return SlowObservation(number=seed or 0)
 
     def step(self, action: SlowAction, timeout_s: float | None = None, **_: Any) -> SlowObservation:
-        time.sleep(action.number % 10 / 10 if action.number >= 0 else -action.number)
+        if action.number < 0:
+            Slow.free.wait(-action.number)
+        else:
+            time.sleep(action.number % 10 / 10)
         return SlowObservation(number=action.number, reward=float(action.number))
 
     @property
@@ -285,19 +291,19 @@ def letters_app(most: int = 64) -> Any:
     return create_app(Letters, LetterAction, LetterObservation, env_name="letters", max_concurrent_envs=most)
 
 
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 class Process:
-    """A server in a process of its own, to be killed: ``letters`` or ``slow``."""
+    """A server in a process of its own, to be killed and started anew: ``letters`` or ``slow``."""
 
-    def __init__(self, name: str, port: int | None = None, *, last: int | None = None) -> None:
-        self.port = port or _free_port()
+    def __init__(self, name: str, *, last: int | None = None) -> None:
+        self.name = name
+        self._holds = ExitStack()
+        self.port = self._holds.enter_context(reserved())
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", "tests.openenv.foreign", name, str(self.port), str(last or 0)]
+        self.start(last=last)
+
+    def start(self, *, last: int | None = None) -> None:
+        """At the same address, where it was killed before."""
+        command = [sys.executable, "-m", "tests.openenv.foreign", self.name, str(self.port), str(last or 0)]
         # What it logs when connections are torn is of no interest, and long.
         self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
@@ -318,6 +324,11 @@ class Process:
     def kill(self) -> None:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
+
+    def close(self) -> None:
+        """Kill it, and let others have its port."""
+        self.kill()
+        self._holds.close()
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def test_a_server_killed_in_the_middle(tmp_path: Path, model: Path) -> None:
         assert servers[0].ended and not servers[1].ended
     finally:
         for server in servers:
-            server.kill()
+            server.close()
     assert len(played) == 6
     failed = [one["failed/letters"] for one in played]
     assert sum(failed) > 0 and failed[-1] == 0, (played, file.with_name("said.txt").read_text())
@@ -133,20 +133,18 @@ def test_a_server_killed_in_the_middle(tmp_path: Path, model: Path) -> None:
 @pytest.mark.timeout(2 * SECONDS)
 def test_a_server_started_anew_leaves_no_group_short(tmp_path: Path, model: Path) -> None:
     """The only server ends in the middle of the second update, and is back some seconds later."""
-    first = foreign.Process("letters", last=72)
-    file = recipe(tmp_path, model, first.ready().url, steps=3)
-    again: list[foreign.Process] = []
+    server = foreign.Process("letters", last=72)
     try:
+        file = recipe(tmp_path, model, server.ready().url, steps=3)
         with training(file) as process:
-            while not first.ended:
+            while not server.ended:
                 assert process.poll() is None, file.with_name("said.txt").read_text()[-3000:]
                 time.sleep(0.1)
             time.sleep(3)
-            again.append(foreign.Process("letters", first.port))
+            server.start()
             played = finished(process, file)
     finally:
-        for server in (first, *again):
-            server.kill()
+        server.close()
     assert len(played) == 3
     lost = sum(one["failed/letters"] * one["episodes"] for one in played)
     assert played[-1]["scheduler/replayed_siblings"] == lost > 0

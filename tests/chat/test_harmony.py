@@ -199,9 +199,9 @@ def test_transformers_does_not_see_a_recipient_after_the_channel() -> None:
     ids=lambda text: text[:20].strip(),
 )  # fmt: skip
 def test_long_nonsense_is_read_in_no_time(text: str) -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     sound(HARMONY, text, thinking=False)
-    assert time.perf_counter() - start < 3
+    assert time.thread_time() - start < 3
 
 
 FRAGMENTS = st.sampled_from(

@@ -153,10 +153,10 @@ def test_depth_is_bounded_where_json_is() -> None:
 )  # fmt: skip
 @BOTH
 def test_long_nonsense_is_read_in_no_time(dialect: PythonicDialect, body: str) -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     dialect.parse(f"{OPEN if dialect is LFM else ''}[f(a='{body}")
     dialect.parse(f"{OPEN if dialect is LFM else ''}[f(a={body}")
-    assert time.perf_counter() - start < 3
+    assert time.thread_time() - start < 3
 
 
 @pytest.mark.parametrize(

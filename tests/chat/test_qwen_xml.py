@@ -249,10 +249,10 @@ def test_format_is_read_back(made: tuple[ToolCall, ...]) -> None:
     ["<tool_call><function=run><parameter=text>", GOOD.replace("left", "<parameter=x>"), "</parameter>\n"],
 )
 def test_a_policy_that_loops_is_read_in_reasonable_time(loop: str) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     check_sound(DIALECT, "<tool_call>\n<function=run>\n<parameter=text>\n" + loop * 4000)
     # A second or two. Where each value is searched to the reply's end it is twenty.
-    assert time.perf_counter() - started < 15
+    assert time.thread_time() - started < 15
 
 
 def test_a_call_without_its_tag_ends_where_another_call_begins() -> None:

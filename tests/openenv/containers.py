@@ -25,7 +25,7 @@ class Docker:
         return {path.stem: json.loads(path.read_text()) for path in self.home.glob("turnwise-*.json")}
 
 
-def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
+def until(true: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it did not happen"

@@ -191,4 +191,5 @@ def test_a_connection_that_was_closed_is_not_told_of(
         client.reset(seed=1)
     del env, client
     gc.collect()
-    assert not [one for one in recwarn if one.category is ResourceWarning]
+    # Another test's leavings may be collected here too.
+    assert not [one for one in recwarn if f"unclosed connection to {guess.url}" in str(one.message)]

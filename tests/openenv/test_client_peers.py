@@ -207,13 +207,14 @@ def test_a_tool_that_is_too_slow_is_told_by_the_server_and_the_episode_goes_on()
 
 def test_a_deadline_of_this_side(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PeerSession, "margin", 0.0)
+    monkeypatch.setattr("turnwise.openenv.client.session.PONG_SECONDS", 30.0)
 
     async def main() -> None:
         spec = make(url)
-        session = await spec.open(replace(spec.limits, call_seconds=0.5))
+        session = await spec.open(replace(spec.limits, call_seconds=4.0))
         await session.reset({"colour": "red"}, 0)
         with pytest.raises(EnvHungError):
-            await session.call(act("wait", seconds=3.0))
+            await session.call(act("wait", seconds=29.0))
         assert not session.alive
         assert (await session.reset({"colour": "blue"}, 0))[0].text.startswith("blue")
         assert (await session.call(act("pay"))).content == "here"
@@ -284,7 +285,7 @@ def test_places_are_waited_for_and_handed_on() -> None:
         await asyncio.sleep(0.5)
         assert not third.done()
         await held[0].close()
-        held[0] = await asyncio.wait_for(third, 5)
+        held[0] = await asyncio.wait_for(third, 30)
         await held[0].reset({"colour": "red"}, 0)
         # Nobody closes anything now, but one rests.
         fourth = asyncio.ensure_future(spec.open(spec.limits))
@@ -292,7 +293,7 @@ def test_places_are_waited_for_and_handed_on() -> None:
         assert not fourth.done(), queue
         await held[1].reset({"colour": "red"}, 0)
         await held[1].reward()
-        taker = await asyncio.wait_for(fourth, 5)
+        taker = await asyncio.wait_for(fourth, 30)
         assert not held[1].alive and taker.alive
         assert (await taker.reset({"colour": "blue"}, 0))[0].text.startswith("blue")
         await asyncio.gather(*(one.close() for one in (*held, taker)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from tests.openenv import foreign
 from tests.openenv.containers import until
+from tests.openenv.ports import reserved
 from tests.openenv.serving import Serving, as_app, running
 
 import turnwise
@@ -390,45 +390,56 @@ def test_servers_that_differ(guess: Serving, chatter: Serving) -> None:
 # -- deadlines ------------------------------------------------------------------------------------------
 
 
-def test_a_hung_call_is_never_answered_by_the_next(guess: Serving) -> None:
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
+    """What hangs there does so until it is freed, also while this machine pauses; a ping's answer may wait."""
+    monkeypatch.setattr("turnwise.openenv.client.session.PONG_SECONDS", 30.0)
+    foreign.Slow.free.clear()
+    with running(foreign.slow_app()) as server:
+        try:
+            yield server
+        finally:
+            foreign.Slow.free.set()
+
+
+def test_a_hung_call_is_never_answered_by_the_next(slow: Serving) -> None:
     """The reply that comes late is dropped, and the next episode has a connection of its own."""
-    with running(foreign.slow_app()) as server:
 
-        async def main() -> None:
-            spec = spec_of(server)
-            session = await spec.open(replace(spec.limits, call_seconds=0.5))
-            await session.reset({}, 7)
-            with pytest.raises(EnvHungError, match=r"no answer to step within 0.5 s"):
-                await session.call(call("slow", number=-2))
-            assert not session.alive
-            assert (await session.reset({}, 5))[0].text == "5"
-            assert session.alive
-            result = await session.call(call("slow", number=20))
-            assert result.step == Step("20", reward=20.0)
-            await session.close()
+    async def main() -> None:
+        spec = spec_of(slow)
+        session = await spec.open(replace(spec.limits, call_seconds=4.0))
+        await session.reset({}, 7)
+        with pytest.raises(EnvHungError, match=r"no answer to step within 4 s"):
+            await session.call(call("slow", number=-30))
+        assert not session.alive
+        assert (await session.reset({}, 5))[0].text == "5"
+        assert session.alive
+        foreign.Slow.free.set()
+        result = await session.call(call("slow", number=20))
+        assert result.step == Step("20", reward=20.0)
+        await session.close()
 
-        asyncio.run(main())
+    asyncio.run(main())
 
 
-def test_what_is_cancelled_is_never_answered_by_the_next() -> None:
-    with running(foreign.slow_app()) as server:
+def test_what_is_cancelled_is_never_answered_by_the_next(slow: Serving) -> None:
+    async def main() -> None:
+        spec = spec_of(slow)
+        session = await spec.open(spec.limits)
+        await session.reset({}, 7)
+        calling = asyncio.ensure_future(session.call(call("slow", number=-30)))
+        await asyncio.sleep(0.05)
+        calling.cancel()
+        await asyncio.wait((calling,))
+        assert not session.alive
+        foreign.Slow.free.set()
+        # Even on the same connection the reply would be dropped: the line keeps its place.
+        result = await session.call(call("slow", number=30))
+        assert result.step == Step("30", reward=30.0)
+        assert session.alive
+        await session.close()
 
-        async def main() -> None:
-            spec = spec_of(server)
-            session = await spec.open(spec.limits)
-            await session.reset({}, 7)
-            calling = asyncio.ensure_future(session.call(call("slow", number=-2)))
-            await asyncio.sleep(0.05)
-            calling.cancel()
-            await asyncio.wait((calling,))
-            assert not session.alive
-            # Even on the same connection the reply would be dropped: the line keeps its place.
-            result = await session.call(call("slow", number=30))
-            assert result.step == Step("30", reward=30.0)
-            assert session.alive
-            await session.close()
-
-        asyncio.run(main())
+    asyncio.run(main())
 
 
 def test_sessions_are_closed_on_the_server() -> None:
@@ -501,7 +512,7 @@ def test_two_environments_on_one_server_hand_places_to_each_other() -> None:
             rests = await first.open(first.limits)
             await rests.reset({}, 1)
             await rests.reward()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 plays = await second.open(second.limits)
                 await plays.reset({}, 2)
                 await plays.reward()
@@ -514,17 +525,22 @@ def test_two_environments_on_one_server_hand_places_to_each_other() -> None:
 def test_who_waits_for_a_full_server_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(balance, "TOLD_AFTER", 0.3)
-    monkeypatch.setattr(remote, "LISTING_SECONDS", 1.0)
     with running(foreign.guess_app(most=1)) as server:
 
         async def main() -> None:
             spec = await discover(server.url, "one", {})
             held = await spec.open(spec.limits)
+            waiting = asyncio.ensure_future(spec.open(spec.limits))
+            while not spec.remote.servers._servers[0].said:  # Before which there is no word yet.
+                await asyncio.sleep(0.01)
+            waiting.cancel()
+            await asyncio.wait((waiting,))
+            monkeypatch.setattr(balance, "TOLD_AFTER", 0.3)
             for _ in range(2):
                 with pytest.raises(TimeoutError):
                     async with asyncio.timeout(0.8):
                         await spec.open(spec.limits)
+            monkeypatch.setattr(remote, "LISTING_SECONDS", 1.0)
             with pytest.raises(
                 EnvSpecError, match=r"no place came free to ask for the tools.*max_concurrent"
             ):
@@ -537,7 +553,7 @@ def test_who_waits_for_a_full_server_says_so(
     assert "max_concurrent_envs" in told and "no word yet" not in told
 
 
-def test_connections_that_go_while_idle_are_no_failure_of_the_server() -> None:
+def test_connections_that_go_while_idle_are_no_failure_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     with running(foreign.guess_app()) as server:
 
         async def main() -> None:
@@ -551,6 +567,7 @@ def test_connections_that_go_while_idle_are_no_failure_of_the_server() -> None:
             await asyncio.gather(*(session.close() for session in sessions))
             [state] = spec.remote.servers._servers
             assert state.failures == 0 and state.aside_until == 0.0
+            monkeypatch.setattr(balance, "monotonic", lambda: 1.0)  # In one moment.
             for _ in range(16):
                 state.failed()
             assert state.failures == 1, "tries that fail together count once"
@@ -575,11 +592,7 @@ def test_a_place_is_free_again_also_where_its_closing_is_cancelled(guess: Servin
 
 
 def test_a_server_that_comes_late_is_compared_with_the_others(guess: Serving) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        late = free.getsockname()[1]
-
-    async def main() -> None:
+    async def main(late: int) -> None:
         spec = await discover([guess.url, f"http://127.0.0.1:{late}"], None, {"patience": 1.0})
         held = [await spec.open(spec.limits) for _ in range(2)]
         with running(foreign.chatter_app(), port=late):
@@ -589,4 +602,5 @@ def test_a_server_that_comes_late_is_compared_with_the_others(guess: Serving) ->
             assert list(busy.values()) == [4, 0], "it serves something else"
             await asyncio.gather(*(one.close() for one in [*held, *more]))
 
-    asyncio.run(main())
+    with reserved() as late:
+        asyncio.run(main(late))

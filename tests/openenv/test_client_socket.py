@@ -268,7 +268,7 @@ def test_a_web_server_of_another_kind() -> None:
         async with await asyncio.start_server(web, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
             with pytest.raises(RefusedError, match="HTTP 404 at /ws: no OpenEnv server"):
-                await EnvSocket.open(f"http://127.0.0.1:{port}", seconds=10)
+                await EnvSocket.open(f"http://127.0.0.1:{port}", seconds=30)
 
     asyncio.run(main())
 
@@ -296,7 +296,7 @@ def test_headers_go_to_no_other_server(path: str) -> None:
             url, headers = f"http://127.0.0.1:{port_of(server)}", {"X-Key": "s3cret"}
             if path == "/ws":
                 with pytest.raises(RefusedError, match="HTTP 307 at /ws: it leads to another server"):
-                    await EnvSocket.open(url, seconds=2, headers=headers)
+                    await EnvSocket.open(url, seconds=30, headers=headers)
             else:
                 with pytest.raises(EnvSpecError, match=r"leads to http://127.0.0.1:\d+/metadata; if that is"):
                     await look(url, headers)

@@ -207,7 +207,7 @@ def test_ten_megabytes_are_cut_and_quick(name):
     result, seconds = asyncio.run(play())
     assert len(result.content) < 65_536 + 100
     assert result.content.endswith("more characters cut off: the limit is 65536]")
-    assert seconds < 3.0
+    assert seconds < 10.0
 
 
 @pytest.mark.parametrize(

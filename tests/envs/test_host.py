@@ -216,20 +216,20 @@ def test_tools_of_one_environment_never_overlap():
 
 
 def test_environments_do_not_wait_for_each_other():
+    met = threading.Barrier(20)
+
     class Slow(Env):
         def reset(self, task):
-            time.sleep(0.2)
+            met.wait(60)  # For all the others.
             return "hi"
 
     async def play():
         envs = await asyncio.gather(*(session(Slow) for _ in range(20)))
-        started = time.perf_counter()
-        await asyncio.gather(*(env.reset({}, 0) for env in envs))
-        seconds = time.perf_counter() - started
+        found = await asyncio.gather(*(env.reset({}, 0) for env in envs))
         await asyncio.gather(*(env.close() for env in envs))
-        return seconds
+        return found
 
-    assert asyncio.run(play()) < 3.5  # 4.0 in series
+    assert asyncio.run(play()) == [(Message.user("hi"),)] * 20
 
 
 def test_an_environment_of_coroutines_has_no_thread():
@@ -447,9 +447,10 @@ def test_unknown_and_malformed_calls():
 
 
 class Closing(Env):
-    """Counts its closes."""
+    """Tells of its closes."""
 
-    closed: list[str]
+    entered, left = threading.Event(), threading.Event()
+    """A call has begun; it may return."""
 
     def __init__(self, log: list[str], fails: bool = False) -> None:
         self.log = log
@@ -462,12 +463,14 @@ class Closing(Env):
     @tool
     def wait(self) -> str:
         """Wait."""
-        time.sleep(0.6)
+        self.entered.set()
+        self.left.wait(60)
         return "done"
 
     @tool
     async def nap(self) -> str:
         """Nap."""
+        self.entered.set()
         try:
             await asyncio.sleep(60)
         finally:
@@ -512,14 +515,22 @@ def test_a_failing_constructor_is_an_env_error():
 
 
 @pytest.mark.parametrize(("name", "ended"), [("wait", ["closed"]), ("nap", ["nap ended", "closed"])])
-def test_cancelling_a_call_and_closing(name, ended):
+def test_cancelling_a_call_and_closing(name, ended, monkeypatch):
+    monkeypatch.setattr("turnwise.envs.host.GRACE_SECONDS", 30.0)
+    monkeypatch.setattr("turnwise.envs.contain.CANCEL_SECONDS", 30.0)
+    Closing.entered.clear()
+    Closing.left.clear()
+
     async def play(log):
         env = await session(Closing, log=log)
         running = asyncio.create_task(env.call(call(name)))
-        await asyncio.sleep(0.03)
+        async with asyncio.timeout(30):
+            while not Closing.entered.is_set():
+                await asyncio.sleep(0.001)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
+        threading.Timer(0.2, Closing.left.set).start()
         await env.close()
 
     log = []
@@ -528,14 +539,15 @@ def test_cancelling_a_call_and_closing(name, ended):
 
 
 def test_closing_does_not_wait_for_a_call_that_was_cancelled_and_goes_on():
-    free = threading.Event()
+    entered, free = threading.Event(), threading.Event()
 
     class Sleeper(Env):
         def __init__(self, log):
             self.log = log
 
         def reset(self, task):
-            free.wait(20)
+            entered.set()
+            free.wait(60)
             self.log.append("reset ended")
             return "late"
 
@@ -545,15 +557,17 @@ def test_closing_does_not_wait_for_a_call_that_was_cancelled_and_goes_on():
     async def play(log):
         env = await session(Sleeper, log=log)
         running = asyncio.create_task(env.reset({}, 0))
-        await asyncio.sleep(0.03)
+        async with asyncio.timeout(30):
+            while not entered.is_set():
+                await asyncio.sleep(0.001)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
         began = time.monotonic()
         await env.close()
-        assert time.monotonic() - began < 5 and log == []
+        assert time.monotonic() - began < 30 and log == []
         free.set()
-        while "closed" not in log and time.monotonic() - began < 10:
+        while "closed" not in log and time.monotonic() - began < 50:
             await asyncio.sleep(0.01)
         assert log == ["reset ended", "closed"]
 

@@ -94,7 +94,7 @@ def test_a_hung_child_is_killed_with_all_that_it_started(tmp_path):
         started = time.perf_counter()
         with pytest.raises(EnvHungError, match=r"tool hang: it did not return within 1 s and was killed"):
             await env.call(call("hang"))
-        assert time.perf_counter() - started < 5
+        assert time.perf_counter() - started < 30  # The call itself would take 60 s.
         with pytest.raises(EnvHungError):
             await env.call(call("pid"))
         await env.close()

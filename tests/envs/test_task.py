@@ -217,7 +217,10 @@ async def test_one_that_cannot_be_stopped_is_stuck_until_it_ends(monkeypatch: py
         await task.run(stubborn(), 0.02)
     never = value(1)
     with pytest.raises(StuckError):
-        await asyncio.wait_for(task.run(never, 60), 5)
+        try:
+            await asyncio.wait_for(task.run(never, 60), 5)
+        finally:
+            asyncio.get_running_loop().call_later(0.1, free.set)  # Whatever is said: the loop waits for it.
     never.close()
     assert not stuck.value.task.done()
     free.set()

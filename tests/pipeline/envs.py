@@ -44,7 +44,7 @@ class Wrong(Env):
         if what == "raise":
             raise ValueError("not like this")
         if what == "hang":
-            time.sleep(4)
+            time.sleep(10)
         if what == "object":
             return object()
         if what == "huge":

@@ -166,12 +166,16 @@ def orders(count, env="answer"):
 
 
 def test_play_all_yields_each_once_as_it_ends_within_its_bounds():
-    running = [0, 0]
+    running, chance = [0, 0], random.Random(0)
+    full = asyncio.Event()
 
     async def wait(context):
         running[0] += 1
         running[1] = max(running)
-        await asyncio.sleep(random.random() / 500)
+        if running[0] == 7:
+            full.set()
+        await asyncio.wait_for(full.wait(), 60)
+        await asyncio.sleep(chance.random() / 500)
         running[0] -= 1
         return "3"
 

@@ -6,7 +6,6 @@ import ast
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -114,18 +113,19 @@ def test_the_notebook_is_stored_without_outputs() -> None:
 @pytest.mark.slow
 def test_a_script_on_a_server(tmp_path: Path) -> None:
     """``--env-host``: the script's own class, served by Turnwise."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
     server = subprocess.Popen(
         [
             *(sys.executable, "-m", "turnwise", "env", "serve", f"{EXAMPLES / 'catch.py'}:Catch"),
-            *("--port", port),
+            *("--port", "0"),
         ],
         env={**os.environ, "PYTHONPATH": str(EXAMPLES)},
-        stderr=subprocess.DEVNULL,
-    )
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
     try:
+        assert server.stdout is not None
+        told = re.search(r"http://127\.0\.0\.1:(\d+)", server.stdout.readline())
+        assert told is not None, "it says where it is once it is there"
+        port = told[1]
         arguments = ["--max-steps", "2", "--output-dir", str(tmp_path / "out")]
         check(
             "catch",
@@ -133,4 +133,4 @@ def test_a_script_on_a_server(tmp_path: Path) -> None:
         )
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(30)

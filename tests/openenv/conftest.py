@@ -1,13 +1,15 @@
-"""For these tests: a ``docker`` on PATH."""
+"""For these tests: a ``docker`` on PATH, a port of their own."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.openenv.containers import Docker
+from tests.openenv.ports import reserved
 
 
 @pytest.fixture
@@ -21,3 +23,10 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
     monkeypatch.setenv("FAKE_DOCKER", str(home))
     monkeypatch.setenv("PATH", f"{home / 'bin'}:{os.environ['PATH']}")
     return Docker(home)
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Nobody else's as long as the test runs."""
+    with reserved() as port:
+        yield port

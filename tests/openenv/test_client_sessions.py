@@ -392,7 +392,7 @@ def test_servers_that_differ(guess: Serving, chatter: Serving) -> None:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
-    """What hangs there does so until it is freed, also while this machine pauses; a ping's answer may wait."""
+    """What hangs does so until it is freed, also while this machine pauses; a ping's answer may wait."""
     monkeypatch.setattr("turnwise.openenv.client.session.PONG_SECONDS", 30.0)
     foreign.Slow.free.clear()
     with running(foreign.slow_app()) as server:

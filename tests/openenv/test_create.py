@@ -57,7 +57,7 @@ def test_in_every_form_of_it() -> None:
 
 
 def test_a_call_has_the_deadline_that_was_said() -> None:
-    with TestClient(create_app(Sleeper, call_seconds=0.5)) as http:
+    with TestClient(create_app(Sleeper, call_seconds=3.0)) as http:
         http.post("/reset")
         act = {"type": "call_tool", "tool_name": "sleep", "arguments": {"seconds": 30}}
         error = http.post("/step", json={"action": act}).json()["observation"]["error"]

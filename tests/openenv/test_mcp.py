@@ -424,6 +424,7 @@ def test_an_agents_calls_are_bound_by_the_environments_limits(where: str, limit:
 @pytest.mark.parametrize("how", ["delete", "close"])
 def test_a_session_that_is_ended_during_a_call_closes_after_it(how: str) -> None:
     told: list[str] = []
+    free = threading.Event()
 
     class Slow(Bare):
         def __init__(self) -> None:
@@ -433,7 +434,8 @@ def test_a_session_that_is_ended_during_a_call_closes_after_it(how: str) -> None
             async def wait() -> str:
                 """Wait."""
                 told.append("begins")
-                await asyncio.sleep(1.2)
+                while not free.is_set():
+                    await asyncio.sleep(0.01)
                 told.append("ends")
                 return "waited"
 
@@ -449,10 +451,15 @@ def test_a_session_that_is_ended_during_a_call_closes_after_it(how: str) -> None
             while "begins" not in told:
                 await asyncio.sleep(0.01)
             told.clear()
-            if how == "delete":
-                await http.delete("/mcp", headers={"mcp-session-id": name})
-            else:
-                await http.post("/mcp", json=rpc("openenv/session/close", session_id=name))
+            ending = asyncio.ensure_future(
+                http.delete("/mcp", headers={"mcp-session-id": name})
+                if how == "delete"
+                else http.post("/mcp", json=rpc("openenv/session/close", session_id=name))
+            )
+            await asyncio.wait((ending,), timeout=0.5)  # It may be answered at once, or after the call.
+            assert told == []
+            free.set()
+            await ending
             assert (await waiting).json()["result"]["data"] == "waited"
             deadline = time.monotonic() + 10
             while "closed" not in told and time.monotonic() < deadline:

@@ -51,10 +51,7 @@ def test_a_container_answers_and_is_removed(docker: Docker) -> None:
     assert not docker.containers and gone(box["pid"])
 
 
-def test_the_port_is_the_one_that_was_asked_for(docker: Docker) -> None:
-    from turnwise.openenv.run.ready import free_port
-
-    port = free_port()
+def test_the_port_is_the_one_that_was_asked_for(docker: Docker, port: int) -> None:
     provider = LocalDockerProvider()
     url = provider.start_container("web-shop", port=port)
     try:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from openenv.core.env_server.mcp_types import CallToolAction, CallToolObservatio
 from openenv.core.env_server.types import Action, Observation, State
 from openenv.core.generic_client import GenericEnvClient
 from openenv.core.mcp_client import MCPToolClient
+from tests.openenv.containers import until
 from tests.openenv.serving import as_app, running, serving
 
 
@@ -146,16 +146,20 @@ def test_openenv_validates_the_running_server(spec: str) -> None:
     assert report["passed"], json.dumps(report, indent=1)
 
 
-def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").is_success
+    except httpx.TransportError:
+        return False
+
+
+def test_the_command_serves_until_it_is_interrupted(tmp_path: Path, port: int) -> None:
     file = tmp_path / "shop.py"
     file.write_text(
         "from turnwise import Env, Step\n\n\nclass Shop(Env):\n    def __init__(self, size: int = 1):\n"
         "        self.size = size\n\n    def reset(self, task):\n        return 'x' * self.size\n\n"
         "    def step(self, reply):\n        return Step(reply, terminated=True)\n"
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [sys.executable, "-m", "turnwise", "env", "serve", f"{file}:Shop", "--port", str(port)]
     command += ["--arg", "size=3"]
     settings = {**os.environ, "TURNWISE_TOKEN": "sesame"}
@@ -166,12 +170,7 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
         try:
             url = f"http://127.0.0.1:{port}"
             assert url in process.stdout.readline()
-            for _ in range(600):
-                try:
-                    httpx.get(f"{url}/health").raise_for_status()
-                    break
-                except httpx.TransportError:
-                    assert process.poll() is None
+            until(lambda: process.poll() is not None or answers(url))
             assert httpx.post(f"{url}/reset").status_code == 401
             reset = httpx.post(f"{url}/reset", headers={"Authorization": "Bearer sesame"})
             assert reset.json()["observation"]["text"] == "xxx"

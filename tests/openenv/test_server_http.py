@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -13,6 +14,7 @@ from typing import ClassVar
 import httpx
 import pytest
 from PIL import Image
+from tests.openenv.containers import until
 from tests.openenv.serving import as_app, running
 from websockets.asyncio.client import connect
 
@@ -225,7 +227,7 @@ def test_requests_of_one_episode_never_overlap() -> None:
 def test_an_environment_nobody_came_back_to_gives_way(client: httpx.Client) -> None:
     with running(as_app(Counter, Settings(max_sessions=1, queue=4))) as server:
         for _ in range(3):
-            assert httpx.post(f"{server.url}/reset", timeout=5).status_code == 200
+            assert httpx.post(f"{server.url}/reset", timeout=30).status_code == 200
         with httpx.Client(base_url=server.url) as other:
             other.post("/reset")
             assert other.post("/step", json={"action": call(1)}).status_code == 200
@@ -247,7 +249,7 @@ def reset_on_a_socket(url: str, seconds: float) -> str:
 def test_a_reset_that_nobody_comes_back_to_keeps_nobody_out(chosen: dict[str, str]) -> None:
     with running(as_app(Counter, Settings(max_sessions=1))) as server:
         assert httpx.post(f"{server.url}/reset", json=chosen).status_code == 200
-        assert reset_on_a_socket(server.url, 5) == "observation"
+        assert reset_on_a_socket(server.url, 30) == "observation"
         gone = httpx.get(f"{server.url}/state", params={"episode_id": "job-1"})
         assert gone.status_code == 404 and "gave its place" in gone.json()["detail"]
 
@@ -256,7 +258,7 @@ def test_a_session_that_agents_make_and_leave_keeps_nobody_out() -> None:
     with running(as_app(Counter, Settings(max_sessions=1))) as server:
         made = {"jsonrpc": "2.0", "id": 1, "method": "openenv/session/create"}
         name = httpx.post(f"{server.url}/mcp", json=made).json()["result"]["session_id"]
-        assert reset_on_a_socket(server.url, 5) == "observation"
+        assert reset_on_a_socket(server.url, 30) == "observation"
         asked = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
         gone = httpx.post(f"{server.url}/mcp", json=asked, headers={"mcp-session-id": name})
         assert gone.status_code == 404 and "initialize again" in gone.text
@@ -275,13 +277,13 @@ def test_the_longest_idle_gives_way_and_only_when_it_is_needed(monkeypatch: pyte
         assert state("first") == 200
         time.sleep(1.2)
         assert len(server.sessions.live) == 3  # Nobody needs theirs.
-        assert reset_on_a_socket(server.url, 5) == "observation"
+        assert reset_on_a_socket(server.url, 30) == "observation"
         started = time.monotonic()
         assert [state(name) for name in ("second", "third", "first")] == [404, 200, 200]
         # Those were used just now, so who comes waits until one of them is idle for as long.
         httpx.post(f"{server.url}/reset", json={"episode_id": "second"})
         assert state("second") == 200
-        assert reset_on_a_socket(server.url, 5) == "observation"
+        assert reset_on_a_socket(server.url, 30) == "observation"
         assert time.monotonic() - started > 0.9
         end = time.monotonic() + 10
         while len(server.sessions.live) != 2:  # The socket's own session ends after it.
@@ -292,9 +294,12 @@ def test_the_longest_idle_gives_way_and_only_when_it_is_needed(monkeypatch: pyte
 class Slow(Env):
     """Takes its time to begin and to go."""
 
-    closing: ClassVar[list[float]] = []
+    begun = False
+    together: ClassVar[threading.Barrier | None] = None
+    """Those that began wait for each other before they are closed."""
 
     def reset(self, task: object) -> str:
+        self.begun = True
         time.sleep(0.2)
         return "go"
 
@@ -305,7 +310,8 @@ class Slow(Env):
         return "waited"
 
     def close(self) -> None:
-        self.closing.append(time.monotonic())
+        if self.together is not None and self.begun:
+            self.together.wait(60)
         time.sleep(0.4)
 
 
@@ -315,7 +321,7 @@ def at_once(url: str, *bodies: dict[str, object], path: str = "/reset") -> list[
     async def play() -> list[httpx.Response]:
         async with AsyncExitStack() as stack:
             # All are made before the first asks: each takes a while.
-            made = [httpx.AsyncClient(base_url=url, timeout=30) for _ in bodies]
+            made = [httpx.AsyncClient(base_url=url, timeout=60) for _ in bodies]
             clients = [await stack.enter_async_context(one) for one in made]
             asking = (client.post(path, json=body) for client, body in zip(clients, bodies, strict=True))
             return await asyncio.gather(*asking)
@@ -325,7 +331,7 @@ def at_once(url: str, *bodies: dict[str, object], path: str = "/reset") -> list[
 
 def test_environments_that_fall_idle_give_way_to_who_waits_already() -> None:
     """None is idle when the others arrive."""
-    with running(as_app(Slow, Settings(max_sessions=2, queue_seconds=5))) as server:
+    with running(as_app(Slow, Settings(max_sessions=2, queue_seconds=50))) as server:
         answers = at_once(server.url, *[{}] * 6)
         assert [answer.status_code for answer in answers] == [200] * 6
 
@@ -338,26 +344,28 @@ def test_one_gives_way_only_to_who_is_let_in() -> None:
         assert len(server.sessions.live) == 1
 
 
-def test_idle_environments_that_close_slowly_close_together() -> None:
+def test_idle_environments_that_close_slowly_close_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Slow, "together", threading.Barrier(4))
     with running(as_app(Slow, Settings(idle_timeout=0.5))) as server:
-        at_once(server.url, *({"episode_id": str(number)} for number in range(4)))
-        Slow.closing.clear()  # One was made to tell what the class is.
-        end = time.monotonic() + 10
-        while server.sessions.live or len(Slow.closing) < 4:
-            assert time.monotonic() < end
-            time.sleep(0.01)
-    assert max(Slow.closing) - min(Slow.closing) < 1.1  # One after another they begin 1.2 s apart.
+        answers = at_once(server.url, *({"episode_id": str(number)} for number in range(4)))
+        assert [answer.status_code for answer in answers] == [200] * 4
+        until(lambda: not server.sessions.live)
+    assert not Slow.together.broken
 
 
 def test_one_episodes_requests_are_slowed_down_and_only_so_many_wait() -> None:
     with running(as_app(Slow, Settings(rate=20.0, max_ahead=2))) as server:
         with httpx.Client(base_url=server.url) as client:
-            client.post("/reset", json={"episode_id": "e"})
-            started = time.monotonic()
-            for _ in range(40):
-                client.get("/state", params={"episode_id": "e"})
+            taken = []
+            for name in ("c", "d", "e"):
+                client.post("/reset", json={"episode_id": name})
+                started = time.monotonic()
+                for _ in range(40):
+                    client.get("/state", params={"episode_id": name})
+                taken.append(time.monotonic() - started)
             # A second's worth may come at once, and 20 more take a second: at 40 a second none, at 10 three.
-            assert 1.0 <= time.monotonic() - started < 2.9
+            # The machine may have paused in one of them.
+            assert 1.0 <= min(taken) < 2.9
         act = {"episode_id": "e", "action": {"type": "call_tool", "tool_name": "wait", "arguments": {}}}
         answers = at_once(server.url, *[act] * 6, path="/step")
         assert sorted(answer.status_code for answer in answers) == [200] * 3 + [429] * 3

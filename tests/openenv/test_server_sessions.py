@@ -88,10 +88,10 @@ async def ask(ws: ClientConnection, kind: str, data: Any = None) -> dict[str, An
 
 
 async def heard(ws: ClientConnection) -> dict[str, Any]:
-    return json.loads(await asyncio.wait_for(ws.recv(), 10))
+    return json.loads(await asyncio.wait_for(ws.recv(), 60))
 
 
-async def until(condition: Any, seconds: float = 5.0) -> None:
+async def until(condition: Any, seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came to be"
@@ -216,14 +216,15 @@ def test_idle_sessions_end_with_their_socket() -> None:
     async def play(server: Serving) -> None:
         async with opened(server) as idle, opened(server) as busy:
             await ask(idle, "reset")
-            await ask(busy, "reset")
-            working = asyncio.ensure_future(ask(busy, "step", call("wait", seconds=3.0)))
+            # Both at once, so that it is not idle in between.
+            for kind, data in (("reset", {}), ("step", call("wait", seconds=3.0))):
+                await busy.send(json.dumps({"type": kind, "data": data}))
             told = await heard(idle)
             assert told["data"]["code"] == "SESSION_ERROR" and "idle" in told["data"]["message"]
             with pytest.raises(ConnectionClosed):
                 await heard(idle)
-            await until(lambda: len(server.sessions.live) == 1)
-            assert (await working)["data"]["observation"]["result"] == "waited"
+            await heard(busy)
+            assert (await heard(busy))["data"]["observation"]["result"] == "waited"
 
     with serve(idle_timeout=1.3) as server:
         asyncio.run(play(server))
@@ -233,6 +234,7 @@ def test_a_half_open_socket_is_found() -> None:
     """A peer that says nothing at all, not even that it is gone."""
 
     async def play(server: Serving) -> None:
+        made = Counted.opened
         host, port = server.url[7:].split(":")
         silent = socket.create_connection((host, int(port)))
         key = "dGhlIHNhbXBsZSBub25jZQ=="
@@ -240,8 +242,9 @@ def test_a_half_open_socket_is_found() -> None:
             f"GET /ws HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
         )
-        await until(lambda: len(server.sessions.live) == 1)
-        await until(lambda: not server.sessions.live)
+        # It may be found between two looks.
+        await until(lambda: Counted.opened > made)
+        await until(lambda: Counted.closed == Counted.opened and not server.sessions.live)
         silent.close()
 
     with serve(ping_interval=0.2) as server:
@@ -252,14 +255,14 @@ def test_a_slow_call_neither_loses_its_socket_nor_keeps_pings_from_being_answere
     """A second request waits behind a call that takes longer than pings do."""
 
     async def play(server: Serving) -> None:
-        async with opened(server, ping_interval=0.5, ping_timeout=1.5) as ws:
+        async with opened(server, ping_interval=0.5, ping_timeout=4.0) as ws:
             await ask(ws, "reset")
-            await ws.send(json.dumps({"type": "step", "data": call("wait", seconds=4.0)}))
+            await ws.send(json.dumps({"type": "step", "data": call("wait", seconds=7.5)}))
             await ws.send(json.dumps({"type": "step", "data": {"text": "next"}}))
             assert (await heard(ws))["data"]["observation"]["result"] == "waited"
             assert (await heard(ws))["data"]["observation"]["text"] == "next"
 
-    with serve(ping_interval=1.5) as server:
+    with serve(ping_interval=3.5) as server:
         asyncio.run(play(server))
 
 
@@ -268,12 +271,12 @@ def test_a_client_that_leaves_a_slow_call_is_noticed(how: str) -> None:
     async def play(server: Serving) -> None:
         async with opened(server) as ws:
             await ask(ws, "reset")
-            await ws.send(json.dumps({"type": "step", "data": call(how, seconds=3.0)}))
+            # What blocks a thread cannot be stopped.
+            await ws.send(
+                json.dumps({"type": "step", "data": call(how, seconds=3 if how == "block" else 300)})
+            )
             await asyncio.sleep(0.1)
-        started = time.monotonic()
-        await until(lambda: not server.sessions.live, seconds=10)
-        if how == "wait":  # What blocks a thread cannot be stopped.
-            assert time.monotonic() - started < 2.5
+        await until(lambda: not server.sessions.live)
 
     with serve() as server:
         asyncio.run(play(server))
@@ -424,7 +427,8 @@ def test_requests_over_the_rate_are_slowed_down() -> None:
             return time.monotonic() - started
 
     with serve(rate=20.0) as server:
-        assert 0.4 < asyncio.run(play(server)) < 3
+        taken = [asyncio.run(play(server)) for _ in range(3)]
+    assert 0.4 < min(taken) < 3  # The machine may have paused in one of them.
 
 
 def test_a_frame_that_is_too_big_ends_the_session() -> None:
@@ -450,7 +454,7 @@ def test_a_server_that_stops_waits_for_no_slow_request(monkeypatch: pytest.Monke
             asking = asyncio.ensure_future(client.post("/step", json=act))
             await asyncio.sleep(0.3)
             server.server.should_exit = True
-            await asyncio.wait([asking], timeout=5)
+            await asyncio.wait([asking], timeout=15)
             assert asking.done()
 
     monkeypatch.setattr(app, "GRACE_SECONDS", 0.2)
@@ -459,10 +463,12 @@ def test_a_server_that_stops_waits_for_no_slow_request(monkeypatch: pytest.Monke
 
 
 def test_a_server_that_stops_opens_no_more() -> None:
+    free = threading.Event()
+
     class Late(Counted):
         def __init__(self) -> None:
             super().__init__()
-            time.sleep(1.0)
+            free.wait(60)
 
     async def nobody(_: str) -> None:
         """Is told nothing."""
@@ -472,8 +478,9 @@ def test_a_server_that_stops_opens_no_more() -> None:
         opening = asyncio.ensure_future(sessions.open(evict=nobody))
         await until(lambda: Late.opened == 1)
         await sessions.aclose()
-        await asyncio.wait([opening], timeout=0.8)
+        await asyncio.wait([opening], timeout=20)
         assert opening.cancelled() and sessions._taken == 0
+        free.set()
         await until(lambda: Late.closed == 1)
 
     Late.opened = Late.closed = 0

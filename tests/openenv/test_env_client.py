@@ -377,14 +377,14 @@ def test_constructors_take_what_openenvs_take(url: str, monkeypatch: pytest.Monk
 
 def test_a_late_reply_never_answers_another_call(url: str) -> None:
     async def play() -> None:
-        async with ByHand(url, message_timeout_s=0.8) as env:
+        async with ByHand(url, message_timeout_s=4.0) as env:
             await env.reset(seed=1)
             with pytest.raises(TimeoutError, match="message_timeout_s"):
-                await env.step(Add(number=5, sleep=2.0))
+                await env.step(Add(number=5, sleep=8.0))
             result = await env.reset(seed=2)  # openenv-core returns the step's total, 6, here
             assert result.observation.total == 2
             assert (await env.step(Add(number=1))).observation.total == 3
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(4.5)
             assert (await env.step(Add(number=1))).observation.total == 4
 
     asyncio.run(play())
@@ -433,8 +433,8 @@ def test_a_full_server_is_waited_for(url: str) -> None:
         clients = [ByHand(url) for _ in range(4)]
         for client in clients:
             await client.reset()
-        async with ByHand(url, message_timeout_s=0.5) as late:
-            with pytest.raises(ServerError, match=r"CAPACITY_REACHED.*no place was free for 0.5 s"):
+        async with ByHand(url, message_timeout_s=4.0) as late:
+            with pytest.raises(ServerError, match=r"CAPACITY_REACHED.*no place was free for 4 s"):
                 await late.reset(seed=1)
         async with ByHand(url) as fifth:
             asked = asyncio.create_task(fifth.reset(seed=9))

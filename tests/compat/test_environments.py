@@ -152,7 +152,7 @@ def test_schemas_are_those_that_transformers_makes_of_the_functions():
     ],
 )
 def test_a_prompt_and_what_reset_returns_become_the_first_messages(row, seen):
-    [group] = play(arena_of(Counter, limits={"call_seconds": 1.0}), model("done"), [row], size=1)
+    [group] = play(arena_of(Counter), model("done"), [row], size=1)
     assert opened(group.trajectories[0]) == seen
     assert Counter.made[0].row == row, "reset is given every column, the prompt too"
 
@@ -317,10 +317,10 @@ def test_no_tool_runs_after_the_end():
 def test_a_tool_has_a_deadline_which_the_model_is_told_of():
     began = time.perf_counter()
     [group] = play(
-        arena_of(Counter, limits={"call_seconds": 0.5}), model(calls(call("slow")), "done"), [BEGIN], size=1
+        arena_of(Counter, limits={"call_seconds": 3.0}), model(calls(call("slow")), "done"), [BEGIN], size=1
     )
-    assert time.perf_counter() - began < 10
-    assert told(group.trajectories[0]) == ["slow did not finish within 0.5 s."]
+    assert time.perf_counter() - began < 30
+    assert told(group.trajectories[0]) == ["slow did not finish within 3 s."]
     assert group.trajectories[0].stop_reason is StopReason.ANSWERED
 
 

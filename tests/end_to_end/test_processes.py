@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -51,13 +52,34 @@ def launch(recipe: Recipe, path: Path) -> subprocess.Popen[str]:
     )
 
 
+def drawn_otherwise(found: Path, wanted: Path) -> float:
+    """The first step of RL in which a token was drawn otherwise; infinite where none was.
+
+    Sums in another order differ by some 1e-7, and in one of some thousand runs a draw falls in between. One
+    episode is another then; whatever is wrong shows in many.
+    """
+    ours, theirs = (
+        {one.id: [turn.ids for turn in one.turns] for one in RunDir(path).read("rl")}
+        for path in (found, wanted)
+    )
+    for step in RunDir(wanted).steps("rl"):
+        others = [id for id in step.trajectory_ids if ours[id] != theirs[id]]
+        assert len(others) <= 1, f"step {step.step}: other tokens in {others}"
+        if others:
+            return step.step
+    return math.inf
+
+
 def assert_same_metrics(found: Path, wanted: Path) -> None:
     ours, theirs = RunDir(found).read_metrics(), RunDir(wanted).read_metrics()
     assert [(line["stage"], line["step"]) for line in ours] == [
         (line["stage"], line["step"]) for line in theirs
     ]
     assert any(line.get("grad_norm", 0) > 1e-3 for line in theirs if line["stage"] == "rl")
+    last = drawn_otherwise(found, wanted)
     for our, their in zip(ours, theirs, strict=True):
+        if their["stage"] == "rl" and their["step"] >= last:
+            break
         assert our.keys() == their.keys()
         for name in their.keys() - CLOCKS - PACKING - {"stage"}:
             where = f"{their['stage']} {their['step']}: {name}"
@@ -89,7 +111,7 @@ def test_a_process_that_is_killed_ends_the_run_and_one_alone_goes_on(alone: Path
             assert time.monotonic() < until and process.poll() is None
             time.sleep(0.02)
         os.kill(process_of(process.pid, rank=1), signal.SIGKILL)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=200)
     finally:
         process.kill()
     assert process.returncode != 0

@@ -182,7 +182,7 @@ def test_more_groups_than_slots_do_not_wait_for_each_others_environments():
     async def main():
         where, sunk = arena(Stage, functions=[function(score)]), []
         slots = asyncio.Semaphore(2)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             await asyncio.gather(
                 *(group(where, ScriptedPolicy(["3"]), sunk.append, n, slots=slots) for n in range(8))
             )

@@ -68,7 +68,7 @@ def play(
             sink=seen.append,
             **options,
         )
-        async with asyncio.timeout(10), scheduler:
+        async with asyncio.timeout(120), scheduler:
             [group] = await scheduler.next_step()
             return group, scheduler.metrics
 

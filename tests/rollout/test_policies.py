@@ -151,7 +151,7 @@ def everything(orders, policy=None, arenas=None, take=None, **options):
             sink=seen.append,
             **options,
         )
-        async with asyncio.timeout(10), aclosing(playing):
+        async with asyncio.timeout(120), aclosing(playing):
             async for one in playing:
                 out.append(one)
                 if len(out) == take:

@@ -49,7 +49,7 @@ class Rig:
         """``body(scheduler)`` within bounds: a hang fails."""
 
         async def main():
-            async with asyncio.timeout(10), self.scheduler:
+            async with asyncio.timeout(120), self.scheduler:
                 return await body(self.scheduler)
 
         out = asyncio.run(main())
@@ -182,7 +182,8 @@ def test_a_group_that_comes_too_late_is_dropped_and_replaced():
             given_up += scheduler.given_up
             policy.engine.version = version
             scheduler.advance(version)
-            await asyncio.sleep(0.01)
+            while version == 2 and not any(one.index == 0 for one in scheduler._ready["answer"]):
+                await asyncio.sleep(0.001)
         return used, given_up
 
     assert rig.run(body) == (["rl/answer/1", "rl/answer/2", "rl/answer/3"], ["rl/answer/0"])

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -87,3 +88,31 @@ def test_ctrl_c_cancels_what_runs_and_waits_for_its_end(
             loop.run(work(loop))
         assert ended.is_set()
     assert stuck, "a thread that asks for calls is not left waiting"
+
+
+@pytest.mark.parametrize("handed", [True, False])
+def test_ctrl_c_as_a_coroutine_is_handed_over_ends_it_too(handed: bool) -> None:
+    began, ended = threading.Event(), threading.Event()
+
+    async def work() -> None:
+        began.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.05)
+            ended.set()
+
+    with Loop() as loop:
+        hand_over = loop._loop.call_soon_threadsafe
+
+        def struck(start: Callable[[], None]) -> None:
+            loop._loop.call_soon_threadsafe = hand_over  # type: ignore[method-assign]
+            if handed:
+                hand_over(start)
+                assert began.wait(20)
+            raise KeyboardInterrupt
+
+        loop._loop.call_soon_threadsafe = struck  # type: ignore[method-assign, assignment]
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(work())
+        assert began.is_set() == ended.is_set() == handed

@@ -66,11 +66,16 @@ class Loop:
             self._calls.put(None)
 
         def start() -> None:
-            tasks.append(self._loop.create_task(work))
-            tasks[0].add_done_callback(settle)
+            if not tasks:
+                tasks.append(self._loop.create_task(work))
+                tasks[0].add_done_callback(settle)
 
-        self._loop.call_soon_threadsafe(start)
+        def end() -> None:
+            start()  # Ctrl-C may strike before it was handed over.
+            tasks[0].cancel()
+
         try:
+            self._loop.call_soon_threadsafe(start)
             while not result.done():
                 if (call := self._calls.get()) is not None:
                     call()
@@ -78,7 +83,7 @@ class Loop:
             self._broken = True
             # Before its calls are dropped: of these too it may hear by a cancellation, and a second one would
             # strike what it does at its end.
-            self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            self._loop.call_soon_threadsafe(end)
             self._drop_calls()
             while not result.done():
                 if (call := self._calls.get()) is not None:

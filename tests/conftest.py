@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-# No deadlines: a machine that is busy for a moment is no bug. The same examples each time, so that a change is
-# not held up by what it did not do; TURNWISE_NEW_EXAMPLES=1 draws new ones.
+# No deadlines: a machine that is busy for a moment is no bug. The same examples each time, so that a change
+# is not held up by what it did not do; TURNWISE_NEW_EXAMPLES=1 draws new ones.
 NEW = os.environ.get("TURNWISE_NEW_EXAMPLES") == "1"
 settings.register_profile("turnwise", deadline=None, derandomize=not NEW, print_blob=True)
 settings.load_profile("turnwise")

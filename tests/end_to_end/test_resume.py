@@ -24,7 +24,7 @@ from turnwise.config import Recipe
 from turnwise.store import RunDir
 from turnwise.types import StopReason
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 STAGES = (
     "init", "evaluate-untrained", "collect", "sft", "evaluate-sft", "rl", "evaluate-rl", "evaluate-random",
@@ -233,6 +233,7 @@ def test_two_at_once(tmp_path: Path, unbroken: Path) -> None:
         assert time.monotonic() < deadline, first.said()
         time.sleep(0.02)
     os.kill(first.process.pid, signal.SIGSTOP)
+    time.sleep(0.2)  # Until all of its threads have stopped.
     before = {file: file.read_bytes() for file in runs.path.rglob("*") if file.is_file()}
     second = Child(TINY, runs.path)
     assert second.wait() == 1

@@ -451,9 +451,9 @@ asyncio.run(main())
 """
     )
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
     assert "EnvHungError: environment Hangs: tool hang: it did not return within 1 s" in done.stderr
-    assert time.perf_counter() - started < 20
+    assert time.perf_counter() - started < 50  # The call itself would take 60 s.
 
 
 @dataclass

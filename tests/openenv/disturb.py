@@ -79,6 +79,8 @@ class Proxy:
         replies = (self.late(number, reply) for reply in itertools.count())
         try:
             await asyncio.gather(self._pass_on(reader, back), self._pass_on(there, writer, replies))
+        except asyncio.CancelledError:
+            return  # By `stop`: streams would tell of a handler that was cancelled.
         finally:
             writer.close()
             back.close()

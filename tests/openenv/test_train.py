@@ -156,8 +156,9 @@ def test_a_server_started_anew_leaves_no_group_short(tmp_path: Path, model: Path
 def test_updates_go_on_where_a_tenth_of_all_replies_comes_too_late(tmp_path: Path, model: Path) -> None:
     """What the policy could have made hang is scored, what it could not is left out; both are counted."""
     with running(foreign.letters_app()) as server, disturbed(server.url) as proxy:
-        # Of ten connections one's first reply, which is its reset's, one's second, one's third, one's fourth.
-        proxy.late, proxy.seconds = lambda connection, reply: (connection + 3 * reply) % 10 == 0, 0.8
+        # Of ten connections one's reset, which is its second reply, and one's first, second and third step.
+        # So late that a pause hardly hides it, and still before the ping is given up.
+        proxy.late, proxy.seconds = lambda connection, reply: (connection + 3 * reply) % 10 == 0, 2.0
         file = recipe(tmp_path, model, proxy.url, steps=3, call_seconds=0.5)
         with training(file) as process:
             played = finished(process, file)

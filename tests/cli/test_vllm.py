@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import stat
 import sys
 import zipfile
@@ -21,6 +20,7 @@ from turnwise.cli.main import app
 from turnwise.cli.vllm_install import install, plugin_wheel
 from turnwise.cli.vllm_process import Plan, running, start
 from turnwise.errors import EngineError
+from turnwise.openenv.run.ready import free_port
 
 PRETENDER = """\
 #!{python}
@@ -63,12 +63,6 @@ def pretender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 def asked(tmp_path: Path) -> list[list[str]]:
     return [json.loads(line) for line in (tmp_path / "log").read_text(encoding="utf-8").splitlines()]
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def test_an_environment_is_made_once(tmp_path: Path, pretender: Path) -> None:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 HOME = Path(os.environ["FAKE_DOCKER"])
@@ -91,11 +92,14 @@ def run(rest: list[str]) -> int:
 
 
 def free_port() -> int:
+    """Below those that the system gives away, and not where `turnwise.openenv.run` looks."""
+    import random
     import socket
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port := random.randrange(10000, 20000)))
+            return port
 
 
 def alive(pid: int) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -20,8 +21,8 @@ from tests.openenv.containers import Docker, gone, until
 
 from turnwise.errors import EnvSpecError
 from turnwise.openenv import GenericEnvClient
-from turnwise.openenv.run import LocalDockerProvider, ProcessProvider, StartError, StartTimeoutError
-from turnwise.openenv.run.ready import wait_until_ready
+from turnwise.openenv.run import LocalDockerProvider, ProcessProvider, StartError, StartTimeoutError, ready
+from turnwise.openenv.run.ready import free_port, wait_until_ready
 
 APP = """
 import os
@@ -210,6 +211,23 @@ def test_a_server_of_somebody_else_is_not_taken_for_the_one_that_was_started(pac
     server = ProcessProvider.of_folder(package)
     assert server.start(port=port) == f"http://127.0.0.1:{port}"  # free again
     server.stop()
+
+
+def test_a_free_port_is_none_that_is_given_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever binds to 0 before the server does would have it otherwise; one that is taken is passed over."""
+    file = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    if file.exists():
+        assert free_port() < int(file.read_text().split()[0])
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setattr(ready, "PORTS", [port] * 99 + [port - 1])
+        monkeypatch.setattr(ready, "taken", lambda one, really=ready.taken: one == port and really(one))
+        assert free_port() == port - 1
+        monkeypatch.setattr(ready, "PORTS", [port] * 100)
+        with pytest.raises(StartError, match="none of 100 ports"):
+            free_port()
 
 
 def test_children_of_the_server_end_with_it(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 import socket
 import time
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import httpx
 from turnwise.errors import EnvLostError, said
 
 POLL_SECONDS = 0.2
+PORTS = range(20000, 32768)
+"""Below what Linux, macOS and Windows give to connections and to who binds to port 0."""
 
 
 class StartError(EnvLostError, RuntimeError):
@@ -23,10 +26,14 @@ class StartTimeoutError(StartError, TimeoutError):
 
 
 def free_port() -> int:
-    """A TCP port of this machine that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of 127.0.0.1 that is free, and that nobody gets by chance before a server listens on it.
+
+    Of those that systems give to whoever asks for any, the next one might be anybody's before that.
+    """
+    for port in random.SystemRandom().sample(PORTS, 100):
+        if not taken(port):
+            return port
+    raise StartError(f"none of 100 ports from {PORTS[0]} to {PORTS[-1]} is free; say which with port=")
 
 
 def taken(port: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 import sqlite3
 import threading
@@ -108,7 +109,8 @@ def test_completions_that_cannot_be_scored_are_left_out_told_of_and_counted(capl
         assert {one.stop_reason for one in group.trajectories[2:]} == {StopReason.SCORING_FAILED}
     assert board.take_metrics() == {"rewards/picky/failed": 4.0} and board.take_metrics() == {}
     assert caplog.text.count("'picky' could not score 2 of 4") == 1, "once for each kind of error"
-    assert 'return [{"a": 1.0' in caplog.text and "turnwise" not in caplog.text.partition("Traceback")[2]
+    frames = re.findall(r'File "(.*)", line', caplog.text)
+    assert 'return [{"a": 1.0' in caplog.text and set(frames) == {__file__}, "none of ours"
 
 
 def test_a_call_that_raises_is_made_once_more_for_each_completion() -> None:

@@ -217,6 +217,11 @@ def test_a_reply_is_read_by_the_types_of_the_tools_it_was_told_of(renderer: Any)
     assert only(renderer.parse(ids)) == {"text": 7}
 
 
+def forgets_to_close(made: tuple[ToolCall, ...]) -> bool:
+    """Whether a line of a value begins an argument that is not given, as where a closing tag is missing."""
+    return any("text" not in one.arguments and _OPENS_TEXT.search(str(one.arguments)) for one in made)
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from([THINKS, NEMOTRON]),
@@ -227,6 +232,7 @@ def test_a_reply_is_read_by_the_types_of_the_tools_it_was_told_of(renderer: Any)
 def test_what_is_rendered_is_read_back(
     renderer: Any, content: str, reasoning: str, made: tuple[ToolCall, ...]
 ) -> None:
+    assume(not forgets_to_close(made))  # Refused: it would be read back as that.
     message = Message.assistant(content.strip(), *made, reasoning=f"Hm. {reasoning}.")
     assert renderer.parse(renderer.reply(message, [TOOL]), [TOOL]) == message
 
@@ -239,8 +245,7 @@ def test_any_text_is_read_as_something(text: str, thinking: bool) -> None:
 
 @given(calls(FRAGMENTS))
 def test_format_is_read_back(made: tuple[ToolCall, ...]) -> None:
-    # A line of another value that begins an argument that is not given: a closing tag was forgotten.
-    assume(not any("text" not in one.arguments and _OPENS_TEXT.search(str(one.arguments)) for one in made))
+    assume(not forgets_to_close(made))
     assert parse("\n".join(map(DIALECT.format, made))).tool_calls == made
 
 

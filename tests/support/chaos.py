@@ -35,7 +35,7 @@ from turnwise.types import Finish, Message, Reply, Step, StopReason, ToolCall, T
 FAULTY = 0.3
 MAX_TURNS = 6
 CALL_SECONDS = 12.0
-HANG = 16.0
+HANG = 20.0
 """Seconds: a thread cannot be killed, so a hang ends by itself, well past the deadline."""
 OWN_REWARD = 2.0
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +29,7 @@ from turnwise.engines.vllm_weights import SavedWeights
 from turnwise.errors import EngineError
 from turnwise.learn.model import PolicyModel, load_model
 from turnwise.learn.weights import LiveWeights
+from turnwise.openenv.run.ready import free_port
 from turnwise.types import Completion, Sampling
 
 pytestmark = [
@@ -87,9 +87,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     paths = [directory / f"model-{n}" for n in range(2)]
     for model, path in zip(models, paths, strict=True):
         model.save_pretrained(path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     interpreter = install("0.32.0")
     began = time.monotonic()
     os.environ.setdefault("OMP_NUM_THREADS", "1")

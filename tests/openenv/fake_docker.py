@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 HOME = Path(os.environ["FAKE_DOCKER"])
@@ -68,7 +67,11 @@ def run(rest: list[str]) -> int:
         time.sleep(60)
     host, port, inside = values["--publish"][0].split(":")
     assert (host, inside) == ("127.0.0.1", "8000"), values
-    box["port"] = int(port or free_port())
+    if not port:
+        from turnwise.openenv.run.ready import free_port  # Only here: other commands are quick.
+
+        port = str(free_port())
+    box["port"] = int(port)
     if image.startswith("bad"):
         (HOME / f"{name}.json").write_text(json.dumps(box))
         return fail("docker: Error response from daemon: no matching manifest for linux/arm64/v8.", 125)
@@ -89,17 +92,6 @@ def run(rest: list[str]) -> int:
     (HOME / f"{name}.json").write_text(json.dumps(box))
     print("0" * 64)
     return 0
-
-
-def free_port() -> int:
-    """Below those that the system gives away, and not where `turnwise.openenv.run` looks."""
-    import random
-    import socket
-
-    while True:
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port := random.randrange(10000, 20000)))
-            return port
 
 
 def alive(pid: int) -> bool:

@@ -171,13 +171,13 @@ REQUESTS = st.one_of(
 )
 
 
-def says_close(frame: str | bytes) -> bool:
-    """It ends the session. Hypothesis also draws literals of the code that it tests: such a frame is one."""
+def said(frame: str | bytes) -> dict[str, Any]:
+    """The request that a frame is; empty where it is none."""
     try:
         request = json.loads(frame)
     except (ValueError, RecursionError):
-        return False
-    return isinstance(request, dict) and request.get("type") == "close"
+        return {}
+    return request if isinstance(request, dict) else {}
 
 
 FRAMES = st.one_of(
@@ -188,7 +188,8 @@ FRAMES = st.one_of(
     st.binary(max_size=40),
     st.integers(100, 5000).map(lambda depth: "[" * depth + "]" * depth),
     st.integers(1, 30_000).map(lambda size: json.dumps({"type": "step", "data": {"text": "a" * size}})),
-).filter(lambda frame: not says_close(frame))
+).filter(lambda frame: said(frame).get("type") != "close")
+"""None ends the session; hypothesis also draws literals of the code that it tests, and that is one."""
 
 
 def ask(ws: ClientConnection, frame: str | bytes) -> dict[str, Any]:
@@ -198,11 +199,8 @@ def ask(ws: ClientConnection, frame: str | bytes) -> dict[str, Any]:
 
 def owes_nothing(frame: str | bytes) -> bool:
     """A JSON-RPC notification gets no answer."""
-    try:
-        request = json.loads(frame)
-    except (ValueError, RecursionError):
-        return False
-    data = request.get("data") if isinstance(request, dict) and request.get("type") == "mcp" else None
+    request = said(frame)
+    data = request.get("data") if request.get("type") == "mcp" else None
     return isinstance(data, dict) and "id" not in data
 
 

@@ -30,6 +30,7 @@ def free_port() -> int:
 
     Of those that systems give to whoever asks for any, the next one might be anybody's before that.
     """
+    # Not by the seed of a run, which others may have too.
     for port in random.SystemRandom().sample(PORTS, 100):
         if not taken(port):
             return port
